@@ -1,0 +1,23 @@
+"""Errors that say what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class MonaiAdvError(Exception):
+    """Base class of every error this package raises on purpose; the command line prints it without a traceback."""
+
+
+class DataError(MonaiAdvError, ValueError):
+    """A file or a folder of images is not what it should be."""
+
+
+class ConfigError(MonaiAdvError, ValueError):
+    """A study, an option or a combination of options cannot work."""
+
+
+class CheckpointError(MonaiAdvError, ValueError):
+    """A checkpoint cannot be read or does not fit its network."""
+
+
+class NonFiniteError(MonaiAdvError, ArithmeticError):
+    """An input, a logit, a loss or a gradient is NaN or infinite."""
