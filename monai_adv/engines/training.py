@@ -1,0 +1,240 @@
+"""Train a victim with MONAI's SupervisedTrainer on foreground-balanced patches."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from monai.data import CacheDataset, DataLoader, list_data_collate
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.inferers import SimpleInferer
+from monai.losses import DiceCELoss
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureTyped,
+    Lambdad,
+    Orientationd,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    SelectItemsd,
+    SpatialPadd,
+)
+from monai.utils import CommonKeys
+from torch import Tensor, nn
+from torch.utils.data import RandomSampler
+
+from monai_adv.data import LoadCased
+from monai_adv.errors import ConfigError, NonFiniteError
+from monai_adv.networks import baseline_unet, build_network
+from monai_adv.transforms import NormalizeNonzerod
+from monai_adv.victims import Head, Victim, VictimConfig, build_victim, save_checkpoint
+
+
+@dataclass
+class TrainConfig:
+    """The recipe of a baseline victim, as plain data.
+
+    Args:
+        head: "softmax" (4 classes) or "sigmoid" (TC, WT, ET).
+        network: changes to the baseline U-Net's arguments.
+        patch: patch and sliding window size in voxels.
+        batch: patches per step, drawn from ``batch // per_subject`` subjects.
+        per_subject: patches drawn from each subject.
+        steps: optimiser steps.
+        minutes: stop after this many minutes even if steps are left; the schedule follows the clock then, and the
+            result is no longer a function of the seed alone.
+        learning_rate: peak learning rate of AdamW with a one-cycle cosine.
+        weight_decay: of AdamW.
+        ema: decay of the averaged weights that are kept, 0 for none.
+        foreground: share of patches centred on tumour.
+        seed: of weights, sampling and augmentation.
+        half: store the weights in 16 bits.
+    """
+
+    head: str = "softmax"
+    network: dict[str, Any] = field(default_factory=dict)
+    patch: tuple[int, int, int] = (64, 64, 64)
+    batch: int = 2
+    per_subject: int = 1
+    steps: int = 1000
+    minutes: float | None = None
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    ema: float = 0.995
+    foreground: float = 0.67
+    seed: int = 0
+    half: bool = False
+
+
+def training_transforms(config: TrainConfig) -> Compose:
+    """Deterministic transforms (which ``CacheDataset`` computes once) followed by the random ones."""
+    head = Head(config.head)
+    both = ("image", "label")
+    return Compose(
+        [
+            LoadCased(),
+            Orientationd(both, axcodes="RAS", labels=None),
+            CropForegroundd(both, source_key="image", margin=4, allow_smaller=True),
+            NormalizeNonzerod("image"),
+            SpatialPadd(both, spatial_size=config.patch),
+            EnsureTyped(both, track_meta=False),
+            RandCropByPosNegLabeld(
+                both,
+                label_key="label",
+                spatial_size=config.patch,
+                pos=config.foreground,
+                neg=1 - config.foreground,
+                num_samples=config.per_subject,
+                image_key="image",
+            ),
+            *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            RandScaleIntensityd("image", factors=0.15, prob=0.5, channel_wise=True),
+            RandShiftIntensityd("image", offsets=0.15, prob=0.5, channel_wise=True),
+            RandGaussianNoised("image", prob=0.2, std=0.1),
+            Lambdad("label", lambda label: head.label_from_classes(label[None])[0]),
+            SelectItemsd(both),
+        ]
+    )
+
+
+def training_loss(head: Head) -> nn.Module:
+    """Dice + cross entropy over the head's channels (MONAI's DiceCELoss, batch Dice)."""
+    if head.exclusive:
+        return DiceCELoss(
+            softmax=True, to_onehot_y=True, include_background=False, batch=True, smooth_nr=1, smooth_dr=1
+        )
+    return _BitsLoss()
+
+
+class _BitsLoss(nn.Module):
+    """DiceCELoss wants float bits: MONAI 1.6 raises on the bool labels its own BraTS transform gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = DiceCELoss(sigmoid=True, batch=True, smooth_nr=1, smooth_dr=1)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return self.loss(logits, label.to(logits.dtype))
+
+
+def train(
+    items: Sequence[dict[str, Any]],
+    out: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    spacing: Sequence[float] | None = None,
+    provenance: dict[str, Any] | None = None,
+    on_step: Callable[[float, float], None] | None = None,
+) -> tuple[Victim, list[float]]:
+    """Train the baseline U-Net on a datalist and write a checkpoint that ``load_victim`` reads.
+
+    Args:
+        items: datalist with labels.
+        out: checkpoint file to write.
+        config: the recipe.
+        spacing: voxel size in mm of the data, stored for information.
+        provenance: further plain data to store beside the weights.
+        on_step: called with the share done and the loss after every step (for a progress bar).
+
+    Returns:
+        The victim with the kept weights, and the loss of every step.
+
+    Raises:
+        ConfigError: if there is nothing to train on, or batch and per_subject do not fit.
+    """
+    config = config or TrainConfig()
+    if not items:
+        raise ConfigError("no subject to train on")
+    if config.batch % config.per_subject:
+        raise ConfigError(f"batch {config.batch} is not a multiple of per_subject {config.per_subject}")
+    head = Head(config.head)
+    torch.manual_seed(config.seed)  # weight initialisation has no generator argument in torch
+    network = build_network(baseline_unet(config.head, **config.network))
+
+    transforms = training_transforms(config)
+    transforms.set_random_state(config.seed)
+    dataset = CacheDataset(list(items), transforms, progress=False, num_workers=None)
+    subjects = config.batch // config.per_subject
+    sampler = RandomSampler(
+        dataset, num_samples=config.steps * subjects, generator=torch.Generator().manual_seed(config.seed)
+    )
+    loader = DataLoader(dataset, batch_size=subjects, sampler=sampler, collate_fn=list_data_collate)
+
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    started = time.monotonic()
+
+    def done() -> float:
+        """Share of the training that is over, by steps or by the clock, whichever is further."""
+        by_clock = (time.monotonic() - started) / (60 * config.minutes) if config.minutes else 0.0
+        return min(1.0, max(len(losses) / config.steps, by_clock))
+
+    losses: list[float] = []
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: _one_cycle(done()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = SupervisedTrainer(
+        device=device,
+        max_epochs=1,
+        train_data_loader=loader,
+        network=network.to(device),
+        optimizer=optimizer,
+        loss_function=training_loss(head),
+        inferer=SimpleInferer(),
+        train_handlers=[LrScheduleHandler(scheduler, epoch_level=False, print_lr=False)],  # type: ignore[arg-type]
+        decollate=False,
+    )
+    trainer.logger.setLevel(logging.WARNING)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def _record(engine: Engine) -> None:
+        losses.append(float(engine.state.output[CommonKeys.LOSS].detach()))  # type: ignore[index]
+        if not math.isfinite(losses[-1]):
+            raise NonFiniteError(f"the training loss is {losses[-1]} at step {len(losses)}: lower the learning rate")
+        if on_step is not None:
+            on_step(done(), losses[-1])
+        if done() >= 1:
+            engine.terminate()
+
+    averaged = None
+    if config.ema:
+        averaged = EMAHandler(network, momentum=1 - config.ema)
+        averaged.attach(trainer, name="ema_momentum", event=Events.ITERATION_COMPLETED)
+    trainer.run()
+    # an average over fewer steps than its memory still holds the initial weights
+    long_enough = config.ema and len(losses) * (1 - config.ema) > 5
+    kept = averaged.ema_model if averaged is not None and long_enough else network
+
+    pipeline = VictimConfig(
+        network=baseline_unet(config.head, **config.network),
+        head=config.head,
+        roi_size=list(config.patch),
+        spacing=list(spacing) if spacing is not None else None,
+        training={
+            "recipe": {**asdict(config), "patch": list(config.patch)},
+            "subjects": [str(item["subject"]) for item in items],
+            "steps": len(losses),
+            "final_loss": sum(losses[-50:]) / max(1, len(losses[-50:])),
+            **(provenance or {}),
+        },
+    )
+    save_checkpoint(out, kept, pipeline, half=config.half)
+    return build_victim(kept.eval(), pipeline, name=Path(out).stem), losses
+
+
+def _one_cycle(done: float, warmup: float = 0.05) -> float:
+    """Relative learning rate: linear warm-up, then a cosine to 1 %."""
+    if done < warmup:
+        return 0.05 + 0.95 * done / warmup
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))

@@ -1,0 +1,8 @@
+"""Sliding-window inference with an exact gradient in the memory of one window batch."""
+
+from __future__ import annotations
+
+from .convert import differentiable
+from .sliding_window import GradientSlidingWindowInferer
+
+__all__ = ["GradientSlidingWindowInferer", "differentiable"]

@@ -1,0 +1,30 @@
+"""Paired statistics over subjects: exact Wilcoxon signed-rank, Holm, effect sizes, Friedman, bootstrap, tables."""
+
+from .comparison import Comparison, compare
+from .effect import hodges_lehmann, rank_biserial
+from .multiplicity import holm, rejected
+from .ranking import CriticalDifference, FriedmanResult, critical_difference, friedman, rank_stability
+from .resampling import BootstrapResult, bootstrap_mean_difference
+from .signed_rank import WilcoxonResult, wilcoxon
+from .summary import summarise
+from .tables import write_csv
+
+__all__ = [
+    "BootstrapResult",
+    "Comparison",
+    "CriticalDifference",
+    "FriedmanResult",
+    "WilcoxonResult",
+    "bootstrap_mean_difference",
+    "compare",
+    "critical_difference",
+    "friedman",
+    "hodges_lehmann",
+    "holm",
+    "rank_biserial",
+    "rank_stability",
+    "rejected",
+    "summarise",
+    "wilcoxon",
+    "write_csv",
+]

@@ -1,0 +1,54 @@
+"""The tidy table of a run: a pure function of its unit files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_adv.errors import ConfigError
+from monai_adv.studies.units import UnitStore, write_atomic
+
+FIRST = (
+    "subject", "victim", "attack", "eps", "units", "norm", "setting", "region", "dice", "hd95", "iou", "truth_voxels",
+    "prediction_voxels", "truth_empty", "prediction_empty", "voxel_accuracy", "linf_std", "linf_range", "linf_absolute",
+    "l2_std", "l2_range", "l2_absolute", "outside_max", "ssim", "psnr", "success", "zero_gradient", "status", "seconds",
+    "forwards", "backwards",
+)  # fmt: skip
+
+
+def collect(store: UnitStore) -> pd.DataFrame:
+    """All rows of all units, in a fixed order of rows and columns; failed units have one row without a region."""
+    rows: list[dict[str, Any]] = []
+    for unit in store.all():
+        rows += unit["rows"] or [{**unit["identity"], "status": unit["status"]}]
+    table = pd.DataFrame(rows).reindex(columns=list(FIRST))
+    keys = ["subject", "victim", "attack", "eps", "region"]
+    return table.sort_values(keys, kind="stable", na_position="last").reset_index(drop=True)
+
+
+def write_records(folder: Path, store: UnitStore) -> pd.DataFrame:
+    """Merge the units of a run folder into ``records.csv``."""
+    table = collect(store)
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
+    write_atomic(folder / "records.csv", buffer.getvalue().encode())
+    return table
+
+
+def read_records(path: str | Path) -> pd.DataFrame:
+    """Records of a run folder, or of a CSV file with the same columns.
+
+    Raises:
+        ConfigError: if there is no such table.
+    """
+    path = Path(path)
+    file = path / "records.csv" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist; make it with `monai-adv run study.yaml`")
+    try:
+        return pd.read_csv(file, dtype={"subject": str, "victim": str})
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ConfigError(f"{file} is not a table of records: {error}") from error

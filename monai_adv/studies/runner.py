@@ -1,0 +1,296 @@
+"""Run a study: every unit once, each result on disk at once, a bad subject costs only itself."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_adv.data import scan
+from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError
+from monai_adv.handlers import case_rows, setting_label
+from monai_adv.studies import cases
+from monai_adv.studies.config import AttackEntry, StudyConfig
+from monai_adv.studies.provenance import versions
+from monai_adv.studies.records import write_records
+from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
+from monai_adv.studies.volumes import save_volumes, volumes_path
+from monai_adv.victims import Victim, load_victim
+from monai_adv.victims.checkpoint import file_hash
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a progress display is told: units done of all, and what is going on."""
+
+    done: int
+    total: int
+    what: str
+
+
+@dataclass
+class StudyResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        computed: units computed now.
+        reused: units found finished.
+        problems: one line per subject or unit that failed; empty if all is well.
+    """
+
+    folder: Path
+    computed: int = 0
+    reused: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One unit: who is attacked by what, and the key under which its result counts."""
+
+    identity: dict[str, Any]
+    key: str
+    entry: AttackEntry | None
+
+    @property
+    def eps(self) -> float:
+        return float(self.identity["eps"])
+
+
+def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None = None) -> StudyResult:
+    """Compute every unfinished unit of a study and write the merged table.
+
+    Finished units are reused: a unit is finished when its file is whole and its key (victim weights, case files,
+    setting, schema) matches. Failed ones are tried again. Everything is recorded in ``study.output``.
+
+    Args:
+        study: the study.
+        on_progress: called before each group of units.
+
+    Raises:
+        ConfigError: if the output folder belongs to a different study, or no subject is left.
+        CheckpointError: if a victim cannot be loaded.
+    """
+    items, result = _prepare(study)
+    victims = {v.name: _load(v, study.device) for v in study.victims}
+    hashes = {
+        v.name: digest([file_hash(v.checkpoint), v.model_dump(mode="json", exclude={"checkpoint"})])
+        for v in study.victims
+    }
+    store = UnitStore(result.folder / "units")
+    montages = [item["subject"] for item in items[: study.figures.montages]]
+    total = len(items) * len(victims) * (1 + len(study.attacks) * len(study.budgets.eps))
+    by_subject = {item["subject"]: item for item in items}
+
+    for item in items:
+        subject = item["subject"]
+        try:
+            case_hash = cases.item_hash(item)
+        except OSError as error:
+            result.problems.append(f"{subject}: cannot read {error.filename}: {error.strerror}")
+            continue
+        case: cases.Case | None = None
+        for name, victim in victims.items():
+            for group in _groups(study, subject, name, hashes[name], case_hash):
+                wanted = [u for u in group if not _finished(study, store, u, result.folder, subject in montages)]
+                result.reused += len(group) - len(wanted)
+                if not wanted:
+                    continue
+                if on_progress is not None:
+                    on_progress(Progress(result.computed + result.reused, total, f"{subject} {_title(wanted[0])}"))
+                try:
+                    case = case or cases.load(item, study.data)
+                    for unit, content, volumes in _compute(study, victim, case, wanted, by_subject):
+                        if volumes is not None and subject in montages and unit.eps in (0.0, _drawn(study)):
+                            save_volumes(volumes_path(result.folder, unit.identity), volumes, unit.key)
+                        store.write(unit.identity, unit.key, content)
+                        result.computed += 1
+                except (MonaiAdvError, RuntimeError, MemoryError) as error:
+                    if isinstance(error, MonaiAdvError) and str(error).startswith("cannot write"):
+                        raise
+                    result.problems.append(_failed(store, wanted, error))
+                if case is None:
+                    break  # the subject cannot be loaded: said once, not for every setting
+            else:
+                continue
+            break
+    if on_progress is not None:
+        on_progress(Progress(total, total, "done"))
+    write_records(result.folder, store)
+    write_json(result.folder / "problems.json", result.problems)
+    return result
+
+
+def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], StudyResult]:
+    found = scan(study.data.root, study.data.scheme)
+    result = StudyResult(study.output)
+    problems = [str(p) for p in found.problems if p.severity == "error"]
+    names = sorted({i["subject"] for i in found.items} | {p.subject for p in found.problems if p.subject})
+    if study.data.every is not None:
+        names = names[:: study.data.every]
+    if study.data.subjects is not None:
+        missing = sorted(set(study.data.subjects) - set(names))
+        if missing:
+            raise ConfigError(f"subjects {', '.join(missing)} are not in {study.data.root}")
+        names = list(study.data.subjects)
+    items = [item for item in found.items if item["subject"] in names]
+    result.problems += [p for p, f in zip(problems, (q for q in found.problems if q.severity == "error"))
+                        if not f.subject or f.subject in names]  # fmt: skip
+    if not items:
+        raise DataError("\n".join([f"no usable subject in {study.data.root}", *problems]))
+    setup = study.output / "study.json"
+    content = {"schema": SCHEMA, "fingerprint": study.fingerprint(), "study": study.model_dump(mode="json"),
+               "versions": versions()}  # fmt: skip
+    before = read_json(setup)
+    if before is not None and before.get("fingerprint") != content["fingerprint"]:
+        raise ConfigError(
+            f"{study.output} holds the results of a different study (data, victims, attacks, budgets or seed differ); "
+            "give this one another output folder, or remove that folder"
+        )
+    write_json(setup, content)
+    return items, result
+
+
+def _load(entry: Any, device: str) -> Victim:
+    changes = {k: getattr(entry, k) for k in ("overlap", "mode", "roi_size", "sw_batch_size")}
+    return load_victim(entry.checkpoint, name=entry.name, device=device, **changes)
+
+
+def _groups(study: StudyConfig, subject: str, victim: str, victim_hash: str, case_hash: str) -> Iterator[list[_Unit]]:
+    """Units of one subject and victim, those of one attack together: they share passes."""
+    budgets = study.budgets
+    data = study.data.model_dump(mode="json", include={"orientation", "crop"})
+    for entry in (None, *study.attacks):
+        group = []
+        for eps in [0.0] if entry is None else budgets.eps:
+            title = "clean" if entry is None else entry.title
+            identity = {
+                "subject": subject, "victim": victim, "attack": title, "eps": eps, "units": budgets.units,
+                "norm": budgets.norm, "setting": setting_label(title, eps, budgets.units, budgets.norm),
+            }  # fmt: skip
+            attack = None if entry is None else study.create(entry, eps).parameters() | entry.model_dump()
+            key = digest([SCHEMA, identity, victim_hash, case_hash, attack, data, study.seed])
+            group.append(_Unit(identity, key, entry))
+        yield group
+
+
+def _finished(study: StudyConfig, store: UnitStore, unit: _Unit, folder: Path, drawn: bool) -> bool:
+    content = store.read(unit.identity, unit.key)
+    if content is None or content["status"] != "ok":
+        return False
+    if drawn and unit.eps in (0.0, _drawn(study)):
+        return volumes_path(folder, unit.identity).is_file()
+    return True
+
+
+def _drawn(study: StudyConfig) -> float:
+    return study.figures.eps if study.figures.eps is not None else max(study.budgets.eps)
+
+
+def _compute(
+    study: StudyConfig, victim: Victim, case: cases.Case, units: list[_Unit], items: dict[str, dict[str, Any]]
+) -> Iterator[tuple[_Unit, dict[str, Any], dict[str, Any] | None]]:
+    """Results of the units of one attack: content to store and volumes to draw."""
+    image = case.image.to(study.device)
+    label = victim.head.label_from_classes(case.classes).to(study.device)
+    entry = units[0].entry
+    if entry is None:
+        prediction = victim.predict(image)
+        rows = _rows(units[0], victim, case, label, prediction, image, image, {"seconds": None})
+        yield units[0], {"status": "ok", "rows": rows}, _volumes(case, image, prediction, victim)
+        return
+    attack = study.create(entry, units[0].eps)
+    target = None
+    rule = entry.options.get("target")
+    if isinstance(rule, dict) and set(rule) & {"subject", "file"}:
+        target = cases.target_mask(rule, case, items, victim.head)
+    seed = int(digest([study.seed, case.subject, entry.title])[:15], 16)
+    generator = torch.Generator().manual_seed(seed)
+    results = attack.curve(
+        victim, image, label, [u.eps for u in units],
+        target=target, generator=generator,
+    )  # fmt: skip
+    for unit, found in zip(units, results):
+        cost = {"seconds": found.cost.seconds, "forwards": found.cost.forwards, "backwards": found.cost.backwards}
+        extra = {**cost, "success": bool(found.success[0]), "zero_gradient": _zero_gradient(found.trace)}
+        rows = _rows(unit, victim, case, label, found.prediction, image, found.image, extra)
+        content = {
+            "status": "ok",
+            "rows": rows,
+            "attack": attack.parameters(),
+            "seed": seed,
+            "trace": [{k: v[0] if hasattr(v, "__len__") else v for k, v in step.items()} for step in found.trace],
+            "best_step": int(found.best_step[0]),
+        }
+        yield unit, content, _volumes(case, found.image, found.prediction, victim)
+
+
+def _rows(
+    unit: _Unit,
+    victim: Victim,
+    case: cases.Case,
+    label: torch.Tensor,
+    prediction: torch.Tensor,
+    clean: torch.Tensor,
+    adversarial: torch.Tensor,
+    extra: dict[str, Any],
+) -> list[dict[str, Any]]:
+    return case_rows(
+        {**unit.identity, "status": "ok", **extra},
+        head=victim.head,
+        prediction=prediction,
+        label=label,
+        spacing=case.spacing,
+        clean=clean,
+        adversarial=adversarial,
+        truth_outside=case.truth_outside(victim.head),
+    )
+
+
+def _zero_gradient(trace: list[dict[str, Any]]) -> float | None:
+    """Largest share of support voxels without a gradient over the steps; None if no gradient was taken."""
+    shares = [float(step["zero_gradient"][0]) for step in trace]
+    known = [s for s in shares if s == s]
+    return max(known) if known else None
+
+
+def _volumes(case: cases.Case, image: torch.Tensor, prediction: torch.Tensor, victim: Victim) -> dict[str, Any]:
+    classes = victim.head.classes_from_prediction(prediction)
+    return {
+        "image": image[0].cpu().numpy(),
+        "prediction": classes[0, 0].cpu().numpy(),
+        "truth": case.classes[0, 0].to(torch.uint8).numpy(),
+        "affine": case.affine.numpy(),
+        "spacing": case.spacing,
+    }
+
+
+def _failed(store: UnitStore, units: list[_Unit], error: Exception) -> str:
+    """Record why units have no result; the others go on."""
+    if isinstance(error, NonFiniteError):
+        status = "invalid_nonfinite"
+    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        status = "oom"
+    else:
+        status = "failed"
+    if not isinstance(error, MonaiAdvError):
+        logger.debug("%s", traceback.format_exc())
+    for unit in units:
+        store.write(
+            unit.identity, unit.key, {"status": status, "error": str(error) or type(error).__name__, "rows": []}
+        )
+    subject = units[0].identity["subject"]
+    where = subject if isinstance(error, DataError) else f"{subject}, {_title(units[0])}"
+    return f"{where}: {status}: {error}"
+
+
+def _title(unit: _Unit) -> str:
+    return f"{unit.identity['victim']} {unit.identity['attack']}"

@@ -1,0 +1,157 @@
+"""A threat bound to an image: projection, steepest step, random start and size, per sample."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass
+class Ball(ABC):
+    """The set of images allowed around ``clean``; every operation is per sample.
+
+    Args:
+        clean: ``(B, C, *spatial)``.
+        mask: voxels that may change, same shape, bool.
+        scale: one unit in image units per sample and channel, ``(B, C, 1, ...)``.
+        eps: budget in units.
+        low: lower bound per channel, or None.
+        high: upper bound per channel, or None.
+    """
+
+    clean: Tensor
+    mask: Tensor
+    scale: Tensor
+    eps: float
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    def with_eps(self, eps: float) -> Ball:
+        """The same set with another budget."""
+        return replace(self, eps=eps)
+
+    @abstractmethod
+    def project(self, image: Tensor) -> Tensor:
+        """The allowed image nearest to ``image``: inside budget and bounds, equal to ``clean`` outside the support."""
+
+    @abstractmethod
+    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
+        """Move along the steepest ascent direction of this norm by ``size`` (in units) and project."""
+
+    @abstractmethod
+    def random(self, generator: Generator | None = None) -> Tensor:
+        """A random allowed image, uniform in the ball before the bounds are applied."""
+
+    @abstractmethod
+    def noise(self, kind: str, generator: Generator | None = None) -> Tensor:
+        """A random image whose perturbation uses the whole budget: the control beside every attack.
+
+        Args:
+            kind: "sign" (every voxel of the support moves by plus or minus the same) or "gaussian".
+            generator: source of the numbers.
+        """
+
+    @abstractmethod
+    def size(self, image: Tensor) -> Tensor:
+        """Norm of ``image - clean`` in units, ``(B,)``."""
+
+    def _bounded(self, image: Tensor) -> Tensor:
+        # the clean image lies within the bounds, so clipping only shortens the perturbation
+        if self.low is not None:
+            image = torch.maximum(image, self.low)
+        if self.high is not None:
+            image = torch.minimum(image, self.high)
+        return torch.where(self.mask, image, self.clean)
+
+    def _flat(self, values: Tensor) -> Tensor:
+        """Reshape ``(B,)`` so that it multiplies images: one trailing one per other dimension."""
+        return values.view(-1, *[1] * (self.clean.dim() - 1))
+
+    def _units(self, delta: Tensor) -> Tensor:
+        """A perturbation in units; a channel without a scale cannot change and counts as it is."""
+        return delta / torch.where(self.scale > 0, self.scale, torch.ones_like(self.scale))
+
+    def _length(self, delta: Tensor) -> Tensor:
+        """Euclidean length per sample in units, summed in float64."""
+        return self._units(delta).double().flatten(1).norm(dim=1)
+
+    def _draw(self, kind: str, generator: Generator | None) -> Tensor:
+        device = generator.device if generator is not None else self.clean.device
+        values = torch.empty(self.clean.shape, dtype=self.clean.dtype, device=device)
+        if kind == "gaussian":
+            values.normal_(generator=generator)
+        else:
+            values.uniform_(-1, 1, generator=generator)
+        return values.to(self.clean.device)
+
+    def _noise_direction(self, kind: str, generator: Generator | None) -> Tensor:
+        if kind == "gaussian":
+            return self._draw("gaussian", generator)
+        if kind == "sign":
+            drawn = self._draw("uniform", generator)
+            return torch.where(drawn < 0, -torch.ones_like(drawn), torch.ones_like(drawn))
+        raise ValueError(f"noise kind {kind!r} is unknown: use 'sign' or 'gaussian'")
+
+
+class LInfBall(Ball):
+    """Images that differ from ``clean`` by at most ``eps`` units at every voxel."""
+
+    def project(self, image: Tensor) -> Tensor:
+        radius = self.eps * self.scale
+        image = torch.maximum(torch.minimum(image, self.clean + radius), self.clean - radius)
+        return self._bounded(image)
+
+    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
+        return self.project(torch.addcmul(image, gradient.sign(), size * self.scale))
+
+    def random(self, generator: Generator | None = None) -> Tensor:
+        return self.project(self.clean + self._draw("uniform", generator) * (self.eps * self.scale))
+
+    def noise(self, kind: str, generator: Generator | None = None) -> Tensor:
+        # Gaussian noise of standard deviation eps has the RMS of sign noise; it is unbounded, so not projected to eps
+        direction = self._noise_direction(kind, generator)
+        return self._bounded(self.clean + direction * (self.eps * self.scale))
+
+    def size(self, image: Tensor) -> Tensor:
+        return self._units(image - self.clean).abs().flatten(1).amax(1)
+
+
+class L2Ball(Ball):
+    """Images whose difference from ``clean``, in units, has Euclidean length at most ``eps``."""
+
+    def project(self, image: Tensor) -> Tensor:
+        delta = torch.where(self.mask, image - self.clean, torch.zeros_like(image))
+        length = self._length(delta)
+        # a point inside the ball stays where it is, bit for bit
+        shrunk = self.clean + delta * self._flat(self.eps / length.clamp_min(torch.finfo(length.dtype).tiny))
+        return self._bounded(torch.where(self._flat(length > self.eps), shrunk, image))
+
+    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
+        # in units u = delta / scale the gradient is g * scale, and a step of u is scaled back
+        gradient = torch.where(self.mask, gradient * self.scale, torch.zeros_like(gradient))
+        length = gradient.double().flatten(1).norm(dim=1)
+        factor = torch.where(length > 0, size / length.clamp_min(1e-300), torch.zeros_like(length))
+        return self.project(image + gradient * self.scale * self._flat(factor).to(image.dtype))
+
+    def random(self, generator: Generator | None = None) -> Tensor:
+        direction = torch.where(self.mask, self._draw("gaussian", generator), torch.zeros_like(self.clean))
+        count = self.mask.flatten(1).sum(1).double()
+        uniform = torch.rand(
+            len(count), dtype=torch.float64, device=generator.device if generator else None, generator=generator
+        ).to(count.device)
+        return self._scaled(direction, self.eps * uniform ** (1 / count))
+
+    def noise(self, kind: str, generator: Generator | None = None) -> Tensor:
+        direction = torch.where(self.mask, self._noise_direction(kind, generator), torch.zeros_like(self.clean))
+        return self._scaled(direction, torch.full((len(direction),), self.eps, dtype=torch.float64))
+
+    def size(self, image: Tensor) -> Tensor:
+        return self._length(image - self.clean)
+
+    def _scaled(self, direction: Tensor, length: Tensor) -> Tensor:
+        norm = direction.double().flatten(1).norm(dim=1)
+        factor = self._flat(length.to(norm.device) / norm).to(direction.dtype)
+        return self.project(self.clean + direction * factor * self.scale)

@@ -1,0 +1,174 @@
+"""What an attacker may change: norm, budget and its units, bounds, support, modalities."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from monai_adv.errors import ConfigError
+from monai_adv.threats.ball import Ball, L2Ball, LInfBall
+from monai_adv.threats.units import UNITS, foreground, unit_scale
+
+Bounds = str | tuple[float | Sequence[float], float | Sequence[float]] | None
+
+
+@dataclass(frozen=True)
+class Threat(ABC):
+    """A threat model: the set of perturbations an attack may use.
+
+    A threat is a description without data; :meth:`bind` puts it around an image.
+
+    Args:
+        eps: budget, >= 0, in ``units``.
+        units: "std" (standard deviations of the support, per channel), "range" (fractions of its 0.5-99.5 percentile
+            range, per channel; 8/255 of it is the usual "8/255") or "absolute" (the image's own units).
+        channels: indices of the modalities that may change; all if None.
+        bounds: "data" (each channel stays between the clean image's smallest and largest value), a pair
+            ``(low, high)`` of numbers or of one number per channel, or None for no bounds.
+        support: "foreground" (voxels where the channel is not zero) or "all"; a mask given to :meth:`bind` overrules.
+    """
+
+    eps: float
+    units: str = "std"
+    channels: tuple[int, ...] | None = None
+    bounds: Bounds = "data"
+    support: str = "foreground"
+    norm: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.eps, (int, float)) and math.isfinite(self.eps) and self.eps >= 0):
+            raise ConfigError(f"eps must be a finite number >= 0, got {self.eps!r}")
+        if self.units not in UNITS:
+            raise ConfigError(f"units {self.units!r} are unknown: use one of {', '.join(UNITS)}")
+        if self.support not in ("foreground", "all"):
+            raise ConfigError(f"support {self.support!r} is unknown: use 'foreground', 'all', or give a mask")
+        if isinstance(self.bounds, str) and self.bounds != "data":
+            raise ConfigError(f"bounds {self.bounds!r} are unknown: use 'data', (low, high) or None")
+        if self.channels is not None:
+            object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
+            if not self.channels:
+                raise ConfigError("channels is empty: name at least one modality or leave it out for all")
+
+    def with_eps(self, eps: float) -> Threat:
+        """The same threat with another budget."""
+        return replace(self, eps=eps)
+
+    def bind(self, image: Tensor, support: Tensor | None = None) -> Ball:
+        """The set of images this threat allows around a clean image.
+
+        Args:
+            image: clean ``(B, C, *spatial)``.
+            support: boolean mask ``(B, 1 or C, *spatial)`` of the voxels that may change; by the rule if None.
+
+        Raises:
+            ConfigError: if the support is empty for a sample, or a channel or bound does not exist.
+        """
+        batch, channels, *spatial = image.shape
+        if support is None:
+            mask = foreground(image) if self.support == "foreground" else torch.ones_like(image, dtype=torch.bool)
+        else:
+            if support.shape[0] != batch or support.shape[1] not in (1, channels) or list(support.shape[2:]) != spatial:
+                raise ConfigError(f"support {tuple(support.shape)} does not fit the image {tuple(image.shape)}")
+            mask = support.to(image.device).bool().expand(image.shape)
+        scale = unit_scale(image, mask, self.units)
+        if self.channels is not None:
+            if min(self.channels) < -channels or max(self.channels) >= channels:
+                raise ConfigError(f"channels {self.channels} do not exist in an image of {channels} channels")
+            chosen = torch.zeros(channels, dtype=torch.bool, device=image.device)
+            chosen[list(self.channels)] = True
+            mask = mask & chosen.view(1, -1, *[1] * len(spatial))
+        empty = (~mask.flatten(1).any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ConfigError(f"the support of sample {empty} is empty: no voxel may change")
+        low, high = self._limits(image)
+        return self._ball(image.detach(), mask, scale, low, high)
+
+    def _limits(self, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.bounds is None:
+            return None, None
+        if isinstance(self.bounds, str):
+            dims = tuple(range(2, image.dim()))
+            return image.amin(dims, keepdim=True), image.amax(dims, keepdim=True)
+        limits = []
+        for bound in self.bounds:
+            values = torch.as_tensor(bound, dtype=image.dtype, device=image.device).flatten()
+            if len(values) not in (1, image.shape[1]):
+                raise ConfigError(f"bounds need one number or one per channel ({image.shape[1]}), got {len(values)}")
+            limits.append(values.view(1, -1, *[1] * (image.dim() - 2)))
+        low, high = limits
+        if bool((low > high).any()):
+            raise ConfigError(f"bounds {self.bounds} have a lower end above the upper one")
+        if bool((image < low).any()) or bool((image > high).any()):
+            raise ConfigError(
+                f"the clean image leaves the bounds {self.bounds}: it spans {float(image.min()):.4g} to "
+                f"{float(image.max()):.4g}; use bounds='data' or bounds in the image's units"
+            )
+        return low, high
+
+    @abstractmethod
+    def _ball(self, clean: Tensor, mask: Tensor, scale: Tensor, low: Tensor | None, high: Tensor | None) -> Ball: ...
+
+    def describe(self) -> str:
+        """One line for tables and reports, e.g. ``L-inf <= 0.1 std``."""
+        where = "" if self.channels is None else f", channels {list(self.channels)}"
+        return f"{self.norm_name} <= {self.eps:g} {self.units}{where}"
+
+    @property
+    def norm_name(self) -> str:
+        """The norm as readers write it."""
+        return {"linf": "L-inf", "l2": "L2"}[self.norm]
+
+
+class LInf(Threat):
+    """No voxel of the support changes by more than ``eps`` (in ``units``, per channel).
+
+    Example:
+        >>> import torch
+        >>> ball = LInf(0.5, units="absolute").bind(torch.tensor([[[0.0, 1.0, 3.0]]]))
+        >>> ball.project(torch.tensor([[[9.0, 0.0, 3.2]]])).tolist()
+        [[[0.0, 0.5, 3.0]]]
+    """
+
+    norm: ClassVar[str] = "linf"
+
+    def _ball(self, clean: Tensor, mask: Tensor, scale: Tensor, low: Tensor | None, high: Tensor | None) -> Ball:
+        return LInfBall(clean, mask, scale, self.eps, low, high)
+
+
+class L2(Threat):
+    """The Euclidean length of the whole perturbation, each channel measured in ``units``, is at most ``eps``.
+
+    Example:
+        >>> import torch
+        >>> ball = L2(5.0, units="absolute", bounds=None).bind(torch.ones(1, 1, 2))
+        >>> ball.project(torch.tensor([[[7.0, 9.0]]])).tolist()
+        [[[4.0, 5.0]]]
+    """
+
+    norm: ClassVar[str] = "l2"
+
+    def _ball(self, clean: Tensor, mask: Tensor, scale: Tensor, low: Tensor | None, high: Tensor | None) -> Ball:
+        return L2Ball(clean, mask, scale, self.eps, low, high)
+
+
+THREATS: dict[str, type[Threat]] = {"linf": LInf, "l2": L2}
+
+
+def create_threat(norm: str = "linf", **arguments: object) -> Threat:
+    """A threat by the name of its norm, "linf" or "l2".
+
+    Raises:
+        ConfigError: for an unknown norm or argument.
+    """
+    if norm not in THREATS:
+        raise ConfigError(f"norm {norm!r} is unknown: use one of {', '.join(THREATS)}")
+    try:
+        return THREATS[norm](**arguments)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigError(f"threat {norm}: {error}") from error

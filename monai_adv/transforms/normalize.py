@@ -1,0 +1,84 @@
+"""Z-score normalisation that passes a gradient, equal to what MONAI's deployed pipelines compute."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+
+class NormalizeNonzeroBatch:
+    """Z-score every channel of every sample over its non-zero voxels; zero voxels stay exactly zero.
+
+    The differentiable form of ``monai.transforms.NormalizeIntensity(nonzero=True, channel_wise=True)``, which works in
+    place and therefore raises on a tensor that requires a gradient. Mean and standard deviation (population, as
+    NumPy's) are part of the graph, so an attack on scanner units sees the whole pipeline. A channel whose non-zero
+    voxels are all equal is only shifted. It is the ``preprocessing`` of a :class:`monai_adv.victims.Victim`.
+
+    Example:
+        >>> import torch
+        >>> NormalizeNonzeroBatch()(torch.tensor([[[0.0, 1.0, 3.0]]])).tolist()
+        [[[0.0, -1.0, 1.0]]]
+    """
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Normalise ``(B, C, *spatial)``."""
+        data = image.as_tensor() if isinstance(image, MetaTensor) else image
+        flat = data.flatten(2)
+        mask = flat != 0
+        count = mask.sum(-1, keepdim=True).clamp_min(1)
+        # statistics in float64: 10^6 voxels of int16 size lose the last digits of a float32 sum; zeros add nothing
+        mean = flat.sum(-1, keepdim=True, dtype=torch.float64) / count
+        centred = torch.where(mask, flat - mean.to(data.dtype), torch.zeros((), dtype=data.dtype, device=data.device))
+        variance = centred.square().sum(-1, keepdim=True, dtype=torch.float64) / count
+        std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+        result = (centred / std.to(data.dtype)).view_as(data)
+        if isinstance(image, MetaTensor):
+            return MetaTensor(result, meta=image.meta, applied_operations=image.applied_operations)
+        return result
+
+    @staticmethod
+    def gradient_support(image: Tensor, support: Tensor) -> Tensor:
+        """Where the gradient of the output is needed for that of the image on ``support``.
+
+        Mean and standard deviation couple every non-zero voxel of a channel; zero voxels pass nothing on.
+
+        Args:
+            image: ``(B, C, *spatial)``.
+            support: same shape, bool.
+        """
+        return (image != 0) | support
+
+
+class NormalizeNonzero(Transform):
+    """Array transform of :class:`NormalizeNonzeroBatch`: one image ``(C, *spatial)``."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Normalise ``(C, *spatial)``; the type and the metadata are kept."""
+        return NormalizeNonzeroBatch()(image[None])[0]
+
+
+class NormalizeNonzerod(MapTransform):
+    """Dictionary twin of :class:`NormalizeNonzero`.
+
+    Args:
+        keys: keys of channel-first images.
+        allow_missing_keys: do not raise where a key is missing.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.normalizer = NormalizeNonzero()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise the images under the keys."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.normalizer(convert_to_tensor(result[key], track_meta=True))
+        return result

@@ -1,0 +1,25 @@
+"""What is attacked: the head, the deployed pipeline, the guard, and checkpoints of victims."""
+
+from monai_adv.victims.checkpoint import (
+    VictimConfig,
+    build_victim,
+    load_victim,
+    read_checkpoint,
+    save_checkpoint,
+)
+from monai_adv.victims.guard import guard
+from monai_adv.victims.head import Head, as_head, mean_dice
+from monai_adv.victims.victim import Victim
+
+__all__ = [
+    "Head",
+    "Victim",
+    "VictimConfig",
+    "as_head",
+    "build_victim",
+    "guard",
+    "load_victim",
+    "mean_dice",
+    "read_checkpoint",
+    "save_checkpoint",
+]

@@ -1,0 +1,180 @@
+"""A victim in one file: weights beside the plain configuration that rebuilds the pipeline around them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_adv import __version__
+from monai_adv.errors import CheckpointError
+from monai_adv.inferers import GradientSlidingWindowInferer
+from monai_adv.networks import build_network
+from monai_adv.transforms import NormalizeNonzeroBatch
+from monai_adv.victims.head import Head
+from monai_adv.victims.victim import Victim
+
+FORMAT = "monai_adv.victim/1"
+PREPROCESSING = ("zscore_nonzero", "none")
+
+
+@dataclass
+class VictimConfig:
+    """Everything beside the weights that a deployed pipeline needs, as plain data.
+
+    Args:
+        network: configuration for :func:`monai_adv.networks.build_network`.
+        head: "softmax" or "sigmoid".
+        regions: region names of a sigmoid head in channel order, or ``{name: class indices}`` of a softmax head;
+            the BraTS default if None.
+        preprocessing: "zscore_nonzero" (per channel over non-zero voxels) or "none".
+        roi_size: sliding window in voxels.
+        overlap: overlap of windows, in [0, 1).
+        mode: blending, "gaussian" or "constant".
+        sw_batch_size: windows per forward.
+        spacing: spacing in mm the network was trained at, for information and for the resampling victim.
+        training: how the weights came about (command, seed, cohort), for information.
+    """
+
+    network: dict[str, Any]
+    head: str = "softmax"
+    regions: Any = None
+    preprocessing: str = "zscore_nonzero"
+    roi_size: list[int] = field(default_factory=lambda: [64, 64, 64])
+    overlap: float = 0.5
+    mode: str = "gaussian"
+    sw_batch_size: int = 2
+    spacing: list[float] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: str | Path, network: nn.Module, config: VictimConfig, *, half: bool = False) -> Path:
+    """Write a network's weights and the configuration of its pipeline, atomically.
+
+    Args:
+        path: file to write (``.pt``).
+        network: the trained network.
+        config: its pipeline.
+        half: store floating point weights in 16 bits (they are computed with in 32).
+    """
+    path = Path(path)
+    state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({"format": FORMAT, "version": __version__, "config": asdict(config), "state_dict": state}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(path: str | Path) -> tuple[nn.Module, VictimConfig]:
+    """Read a checkpoint written by :func:`save_checkpoint`; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: if the file is missing, not such a checkpoint, or does not fit its own network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; train one with `monai-adv train`")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read with weights_only=True: {error}") from error
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} is not a {FORMAT} file; a bare state dict goes with its network's configuration: "
+            "build the network and use Victim(network, ...), or save it with save_checkpoint"
+        )
+    try:
+        config = VictimConfig(**content["config"])
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint {path}: its configuration is not one of this version: {error}") from error
+    network = build_network(config.network)
+    state = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {path} does not fit its network {config.network}: {error}") from error
+    if not all(bool(torch.isfinite(v).all()) for v in state.values() if v.is_floating_point()):
+        raise CheckpointError(f"checkpoint {path} holds NaN or infinite weights")
+    return network.eval(), config
+
+
+def build_victim(
+    network: nn.Module,
+    config: VictimConfig,
+    *,
+    name: str = "network",
+    device: str | torch.device = "cpu",
+    keep_windows: int | str = "auto",
+) -> Victim:
+    """The deployed pipeline around a network."""
+    if config.preprocessing not in PREPROCESSING:
+        raise CheckpointError(f"preprocessing {config.preprocessing!r} is unknown: use one of {PREPROCESSING}")
+    inferer = GradientSlidingWindowInferer(
+        roi_size=tuple(config.roi_size),
+        sw_batch_size=config.sw_batch_size,
+        overlap=config.overlap,
+        mode=config.mode,
+        keep_windows=keep_windows,
+    )
+    return Victim(
+        network.to(device),
+        inferer=inferer,
+        head=Head(config.head, config.regions),
+        preprocessing=NormalizeNonzeroBatch() if config.preprocessing == "zscore_nonzero" else None,
+        name=name,
+    )
+
+
+def load_victim(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    device: str | torch.device = "cpu",
+    keep_windows: int | str = "auto",
+    **changes: Any,
+) -> Victim:
+    """A :class:`Victim` from a checkpoint file.
+
+    Args:
+        path: file written by ``monai-adv train`` or :func:`save_checkpoint`.
+        name: how tables call it; the file's stem by default.
+        device: where it runs.
+        keep_windows: see :class:`monai_adv.inferers.GradientSlidingWindowInferer`.
+        **changes: fields of :class:`VictimConfig` to replace, e.g. ``overlap=0.25``; None keeps the stored value.
+
+    Raises:
+        CheckpointError: see :func:`read_checkpoint`; also for an unknown field in ``changes``.
+    """
+    network, config = read_checkpoint(path)
+    for key, value in changes.items():
+        if not hasattr(config, key):
+            raise CheckpointError(f"{key!r} is not a field of a victim's configuration")
+        if value is not None:
+            setattr(config, key, value)
+    return build_victim(network, config, name=name or Path(path).stem, device=device, keep_windows=keep_windows)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,169 @@
+"""How a network's output channels become a segmentation: mutually exclusive classes or overlapping regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from monai_adv.data.labels import REGIONS, SIGMOID_CHANNELS
+from monai_adv.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Head:
+    """The meaning of the logits ``(B, K, *spatial)`` of a segmentation network.
+
+    ``softmax``: K mutually exclusive classes, the prediction is the argmax, a label is ``(B, 1, *spatial)`` class
+    indices. ``sigmoid``: K overlapping regions, the prediction is ``logit > 0``, a label is ``(B, K, *spatial)`` bits.
+
+    Args:
+        kind: "softmax" or "sigmoid".
+        regions: what is scored. For softmax a mapping from region name to the class indices it unites; for sigmoid
+            the names of the channels in order. Defaults: BraTS WT, TC, ET, and MONAI's channel order TC, WT, ET.
+
+    Example:
+        >>> import torch
+        >>> head = Head("softmax")
+        >>> logits = torch.tensor([[[2.0]], [[0.0]], [[3.0]], [[1.0]]]).unsqueeze(0)  # (1, 4, 1, 1)
+        >>> head.predict(logits).item()
+        2
+        >>> [name for name, mask in head.regions_of(head.predict(logits)).items() if mask.any()]
+        ['WT']
+    """
+
+    kind: str
+    regions: Mapping[str, tuple[int, ...]] | Sequence[str] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("softmax", "sigmoid"):
+            raise ConfigError(f"head {self.kind!r} is unknown: use 'softmax' (classes) or 'sigmoid' (regions)")
+        regions: Mapping[str, tuple[int, ...]] | Sequence[str]
+        if self.regions is None:
+            regions = dict(REGIONS) if self.kind == "softmax" else tuple(SIGMOID_CHANNELS)
+        elif self.kind == "softmax":
+            if not isinstance(self.regions, Mapping):
+                raise ConfigError("a softmax head needs regions as {name: (class indices, ...)}")
+            regions = {name: tuple(int(i) for i in indices) for name, indices in self.regions.items()}
+        else:
+            if isinstance(self.regions, Mapping):
+                raise ConfigError("a sigmoid head needs regions as the names of its channels, in order")
+            regions = tuple(self.regions)
+        object.__setattr__(self, "regions", regions)
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Names of the scored regions."""
+        assert self.regions is not None
+        return tuple(self.regions)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether classes exclude each other (softmax)."""
+        return self.kind == "softmax"
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Per-voxel probabilities, same shape as the logits."""
+        return torch.softmax(logits, dim=1) if self.exclusive else torch.sigmoid(logits)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The segmentation: ``(B, 1, *spatial)`` class indices (int64) or ``(B, K, *spatial)`` bits (bool)."""
+        return logits.argmax(dim=1, keepdim=True) if self.exclusive else logits > 0
+
+    def check_label(self, label: Tensor, logits: Tensor) -> Tensor:
+        """Validate a label against the logits and return it as int64 indices or bool bits on the logits' device.
+
+        Raises:
+            ConfigError: if the shape or the values cannot belong to this head.
+        """
+        batch, channels, *spatial = logits.shape
+        expected = (batch, 1 if self.exclusive else channels, *spatial)
+        if tuple(label.shape) != expected:
+            raise ConfigError(
+                f"a {self.kind} head with logits {tuple(logits.shape)} needs a label of shape {expected}, "
+                f"got {tuple(label.shape)}"
+            )
+        label = label.to(logits.device)
+        if not self.exclusive:
+            if label.dtype != torch.bool and not bool(((label == 0) | (label == 1)).all()):
+                raise ConfigError("a sigmoid head needs a label of 0 and 1 per region channel")
+            return label.bool()
+        index = label.long()
+        if label.is_floating_point() and not bool((index == label).all()):
+            raise ConfigError("a softmax head needs integer class indices as label")
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= channels:
+            raise ConfigError(f"label values {low}..{high} do not fit {channels} classes; mask ignored voxels instead")
+        return index
+
+    def encode(self, label: Tensor, logits: Tensor) -> Tensor:
+        """One-hot (softmax) or bits (sigmoid) of a label, ``(B, K, *spatial)`` in the logits' dtype."""
+        label = self.check_label(label, logits)
+        if not self.exclusive:
+            return label.to(logits.dtype)
+        return torch.zeros_like(logits).scatter_(1, label, 1)
+
+    def regions_of(self, segmentation: Tensor) -> dict[str, Tensor]:
+        """Boolean mask ``(B, *spatial)`` of every region of a label or prediction."""
+        if isinstance(self.regions, Mapping):
+            return {
+                name: torch.isin(segmentation[:, 0], torch.tensor(indices, device=segmentation.device))
+                for name, indices in self.regions.items()
+            }
+        if segmentation.shape[1] != len(self.region_names):
+            raise ConfigError(f"{segmentation.shape[1]} channels for the regions {self.region_names}")
+        return {name: segmentation[:, k].bool() for k, name in enumerate(self.region_names)}
+
+    def label_from_classes(self, classes: Tensor) -> Tensor:
+        """This head's label ``(B, 1 or K, *spatial)`` from canonical BraTS class indices ``(B, 1, *spatial)``."""
+        if self.exclusive:
+            return classes.long()
+        missing = [name for name in self.region_names if name not in REGIONS]
+        if missing:
+            raise ConfigError(f"no BraTS classes are known for the regions {missing}")
+        masks = [torch.isin(classes, torch.tensor(REGIONS[n], device=classes.device)) for n in self.region_names]
+        return torch.cat(masks, dim=1)
+
+    def classes_from_prediction(self, prediction: Tensor) -> Tensor:
+        """Canonical BraTS class indices ``(B, 1, *spatial)`` (uint8) from a prediction of this head.
+
+        Overlapping bits are resolved from the outside inwards: WT gives oedema, TC overwrites with NCR, ET with ET.
+        """
+        if self.exclusive:
+            return prediction.to(torch.uint8)
+        masks = self.regions_of(prediction)
+        if set(masks) != {"TC", "WT", "ET"}:
+            raise ConfigError(f"the regions {self.region_names} are not BraTS WT, TC, ET")
+        classes = torch.zeros_like(prediction[:, 0], dtype=torch.uint8)
+        for name, index in (("WT", 2), ("TC", 1), ("ET", 3)):
+            classes[masks[name]] = index
+        return classes.unsqueeze(1)
+
+
+def mean_dice(prediction: Tensor, label: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
+    """Mean over regions of the Dice of each sample, ``(B,)`` in float64; an empty region predicted empty counts 1.
+
+    Args:
+        prediction: ``(B, 1 or K, *spatial)`` as :meth:`Head.predict` gives it.
+        label: same shape.
+        head: their head.
+        weight: voxels that count, ``(B, 1, *spatial)``; all if None.
+    """
+    predicted, truth = head.regions_of(prediction), head.regions_of(label)
+    scores = []
+    for name, a in predicted.items():
+        b = truth[name]
+        if weight is not None:
+            counted = weight[:, 0].bool()
+            a, b = a & counted, b & counted
+        overlap = (a & b).flatten(1).sum(1).double()
+        total = (a.flatten(1).sum(1) + b.flatten(1).sum(1)).double()
+        scores.append(torch.where(total > 0, 2 * overlap / total.clamp_min(1), torch.ones_like(total)))
+    return torch.stack(scores).mean(0)
+
+
+def as_head(head: str | Head) -> Head:
+    """``Head`` from its name or from itself."""
+    return head if isinstance(head, Head) else Head(head)

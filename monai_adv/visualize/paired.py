@@ -1,0 +1,232 @@
+"""The subjects behind a comparison: paired points, boxes and the adjusted p-values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from monai_adv.stats.records import Records, measured, penalised, tidy
+from monai_adv.stats.tables import format_p
+
+from .style import CLEAN, PALETTE, RC, attack_styles, in_order
+
+_METRICS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95 (mm)", "ssim": "SSIM", "psnr": "PSNR (dB)"}
+_STEP = 0.115  # height of a bracket as a share of the metric's span
+
+
+def paired_plot(records: Records, comparison: Any, eps: float | None = None) -> Figure:
+    """Draw every subject's metric over the settings that a comparison compared, and what the tests said.
+
+    A panel per stratum (as a rule the region). Points of one subject are joined; boxes hold the quartiles, whiskers
+    reach to the last point within 1.5 box lengths. Brackets run from the baseline to each setting and carry the
+    Holm-adjusted p: stars only where the comparison's verdict is significant (* p <= alpha, ** p <= .01,
+    *** p <= .001), "n.s." where not, "n too small" where no p-value could have been significant or none is claimed.
+
+    Args:
+        records: the tidy records that were compared.
+        comparison: what `monai_adv.stats.compare` gave for them (its ``table``, ``by``, ``strata``, ``baseline``,
+            ``metric`` and ``alpha`` are used).
+        eps: draw the settings of this budget only; if None, each attack's largest budget. Without a column eps in
+            the records all settings are drawn.
+
+    Returns:
+        A figure that belongs to no window.
+
+    Raises:
+        ValueError: if the records lack a column or hold no value, or no setting has this eps.
+    """
+    by, strata, metric = tuple(comparison.by), tuple(comparison.strata), str(comparison.metric)
+    frame = tidy(records, [*by, *strata, metric, "subject"])
+    frame = frame.assign(**{metric: measured(frame, metric, "subject")})
+    table = comparison.table
+    frame, table = _at_budget(frame, eps), _at_budget(table, eps, like=frame)
+    if not frame[metric].notna().any():
+        raise ValueError(f"No record has a value of {metric} to draw.")
+    settings = _settings(frame, by)
+    compared = {tuple(row) for row in table[list(by)].itertuples(index=False)}
+    baselines = [setting for setting in settings if setting not in compared]
+    baseline = next((s for s in baselines if str(comparison.baseline) in (_label(s), str(s[0]))), None)
+    settings = [s for s in settings if s in compared or s == baseline]
+    if baseline is not None:
+        settings.sort(key=lambda setting: setting != baseline)
+    panels = list(dict.fromkeys(frame[list(strata)].itertuples(index=False, name=None))) if strata else [()]
+
+    with matplotlib.rc_context(RC):
+        width = max(2.6, 0.72 * len(settings) + 0.5)
+        figure = Figure(figsize=(width * len(panels) + 0.5, 3.6 + 0.17 * len(settings)), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+        for axes, stratum in zip(grid[0], panels):
+            part = _where(frame, strata, stratum)
+            wide = _wide(part, by, settings, metric)
+            _points(axes, wide, [_colour(setting, by, settings) for setting in settings])
+            axes.set_title(f"{_label(stratum) or _METRICS.get(metric, metric)} ({_count(wide)})")
+            axes.set_xticks(range(len(settings)), [_label(setting) for setting in settings])
+            if len(settings) > 4 or max(len(_label(setting)) for setting in settings) > 8:
+                axes.tick_params(axis="x", labelrotation=35)
+                for text in axes.get_xticklabels():
+                    text.set_ha("right")
+                    text.set_rotation_mode("anchor")
+        _scale(grid[0], frame[metric], metric, brackets=len(settings) - 1)
+        grid[0, 0].set_ylabel(_METRICS.get(metric, metric))
+        if baseline is not None:
+            low, high = _span(frame[metric], metric)
+            for axes, stratum in zip(grid[0], panels):
+                part = _where(table, strata, stratum)
+                level = high + 0.5 * _STEP * (high - low)
+                for position, setting in enumerate(settings):
+                    rows = _where(part, by, setting)
+                    if setting != baseline and len(rows):
+                        text = verdict_text(rows.iloc[0], alpha=float(comparison.alpha))
+                        _bracket(axes, 0, position, level, 0.18 * _STEP * (high - low), text)
+                        level += _STEP * (high - low)
+        stars = f"brackets: Wilcoxon signed-rank against {_label(baseline)}, Holm-adjusted p" if baseline else ""
+        figure.supxlabel(stars, fontsize=8, color="#555555")
+    return figure
+
+
+def verdict_text(row: Any, alpha: float = 0.05) -> str:
+    """Say what a bracket says, from a row of a comparison's table.
+
+    Args:
+        row: with ``p_holm``, ``verdict`` and ``n``.
+        alpha: level of the family.
+
+    Example:
+        >>> verdict_text({"p_holm": 0.0029, "verdict": "significantly lower", "n": 12})
+        '** p=0.0029'
+        >>> verdict_text({"p_holm": 0.31, "verdict": "not significant", "n": 12})
+        'n.s. p=0.31'
+        >>> verdict_text({"p_holm": float("nan"), "verdict": "n=5 < 6: no p-value", "n": 5})
+        'n too small (5)'
+    """
+    p, verdict = float(row["p_holm"]), str(row["verdict"])
+    if math.isnan(p) or verdict.startswith("cannot reach"):
+        return f"n too small ({int(row['n'])})"
+    if verdict.startswith("identical"):
+        return "identical"
+    written = format_p(p)
+    written = f"p{written}" if written.startswith("<") else f"p={written}"
+    if not verdict.startswith("significant"):
+        return f"n.s. {written}"
+    stars = "***" if p <= min(0.001, alpha) else "**" if p <= min(0.01, alpha) else "*"
+    return f"{stars} {written}"
+
+
+def _at_budget(frame: pd.DataFrame, eps: float | None, like: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Rows of the wanted budget and the clean rows; each attack's largest budget by default."""
+    if "eps" not in frame:
+        return frame
+    budgets = frame["eps"].astype(float)
+    if like is not None:  # a comparison's table: the budgets that its records kept
+        return frame[budgets.isin(like["eps"].astype(float))] if "eps" in like else frame
+    clean = budgets == 0
+    if eps is not None:
+        wanted = np.isclose(budgets, eps)
+        if not wanted.any():
+            raise ValueError(f"No record has eps {eps:g}; there are {', '.join(f'{e:g}' for e in budgets.unique())}.")
+    elif "attack" in frame:
+        wanted = budgets == budgets.groupby(frame["attack"]).transform("max")
+    else:
+        wanted = budgets == budgets.max()
+    return frame[clean | wanted]
+
+
+def _settings(frame: pd.DataFrame, by: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Distinct settings: clean and controls first where the attack is among the columns."""
+    found = list(dict.fromkeys(frame[list(by)].itertuples(index=False, name=None)))
+    if "attack" in by:
+        place = list(by).index("attack")
+        order = in_order([setting[place] for setting in found])
+        found.sort(key=lambda setting: order.index(str(setting[place])))
+    return found
+
+
+def _label(setting: Sequence[Any] | None) -> str:
+    """Readable name of a setting or stratum."""
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in setting or ())
+
+
+def _colour(setting: tuple[Any, ...], by: Sequence[str], settings: Sequence[tuple[Any, ...]]) -> str:
+    if "attack" in by:
+        place = list(by).index("attack")
+        return str(attack_styles([str(s[place]) for s in settings])[str(setting[place])]["color"])
+    position = list(settings).index(setting)
+    return CLEAN if position == 0 else PALETTE[(position - 1) % len(PALETTE)]
+
+
+def _where(frame: pd.DataFrame, columns: Sequence[str], values: Sequence[Any]) -> pd.DataFrame:
+    for column, value in zip(columns, values):
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def _wide(part: pd.DataFrame, by: Sequence[str], settings: Sequence[tuple[Any, ...]], metric: str) -> np.ndarray:
+    """(subjects, settings) with NaN where a subject has no value."""
+    subjects = {subject: row for row, subject in enumerate(dict.fromkeys(part["subject"]))}
+    wide = np.full((len(subjects), len(settings)), np.nan)
+    for column, setting in enumerate(settings):
+        for subject, value in _where(part, by, setting).groupby("subject")[metric].mean().items():
+            wide[subjects[subject], column] = value
+    return wide
+
+
+def _count(wide: np.ndarray) -> str:
+    counts = np.isfinite(wide).sum(axis=0)
+    return f"n = {counts.max()}" if counts.min() == counts.max() else f"n = {counts.min()} to {counts.max()}"
+
+
+def _points(axes: Axes, wide: np.ndarray, colours: Sequence[str]) -> None:
+    """Joined points and boxes."""
+    positions = np.arange(wide.shape[1])
+    for values in wide:
+        axes.plot(positions, values, color="#9a9a9a", linewidth=0.6, alpha=0.7, zorder=1)
+    for position, colour in zip(positions, colours):
+        values = wide[:, position]
+        values = values[np.isfinite(values)]
+        axes.plot(np.full(values.size, position), values, "o", color=colour, markersize=3.6, alpha=0.75, zorder=3)
+        if values.size > 1:
+            line = {"color": colour, "linewidth": 1.2}
+            axes.boxplot(
+                [values],
+                positions=[position],
+                widths=0.46,
+                showfliers=False,
+                patch_artist=True,
+                boxprops={"facecolor": colour, "alpha": 0.16, "edgecolor": colour},
+                medianprops={**line, "linewidth": 2.2},
+                whiskerprops=line,
+                capprops=line,
+                manage_ticks=False,
+                zorder=2,
+            )
+    axes.set_xlim(-0.6, wide.shape[1] - 0.4)
+
+
+def _span(values: pd.Series, metric: str) -> tuple[float, float]:
+    """Range of the metric's axis without the brackets."""
+    if metric in ("dice", "iou"):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    low = min(0.0, low) if penalised(metric) else low
+    return low, high if high > low else low + 1.0
+
+
+def _scale(panels: Sequence[Axes], values: pd.Series, metric: str, brackets: int) -> None:
+    low, high = _span(values, metric)
+    for axes in panels:
+        axes.set_ylim(low - 0.03 * (high - low), high + (brackets + 0.9) * _STEP * (high - low))
+        axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high + 1e-9])
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+
+
+def _bracket(axes: Axes, left: float, right: float, level: float, tip: float, text: str) -> None:
+    axes.plot([left, left, right, right], [level - tip, level, level, level - tip], color="#444444", linewidth=0.8)
+    axes.text((left + right) / 2, level, text, ha="center", va="bottom", fontsize=7.5, color="#222222")

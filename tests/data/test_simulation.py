@@ -1,0 +1,444 @@
+"""The simulated cohort: bits, geometry, files, and what each tissue must look like on each contrast."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from monai_adv.data import brats_datalist, load_case
+from monai_adv.data.simulation import RECIPE, Geometry, SimulatedSubject, simulate_cohort, simulate_subject, template
+from monai_adv.data.simulation.acquisition import CONTRASTS
+from monai_adv.data.simulation.anatomy import Anatomy, Axes, Tissues
+from monai_adv.data.simulation.fields import Draws, blur, derive_seed
+from monai_adv.data.simulation.files import nifti_bytes
+from monai_adv.data.simulation.template import load_growth_template, load_template, template_folder
+from monai_adv.data.simulation.tissue import RELAXIVITY, SEQUENCES, TISSUES, Relaxation, Sequence, shortened_t1
+from monai_adv.data.simulation.tumour import LOW_GRADE, LOW_GRADE_NODULES, Tumour
+from monai_adv.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("nilearn") is None, reason="needs nilearn's template files")
+
+COARSE = Geometry.from_spacing(4.0)
+SEEDS = range(10)
+T1, T1C, T2, FLAIR = range(4)
+
+
+@pytest.fixture(scope="module")
+def subjects() -> dict[int, SimulatedSubject]:
+    return {seed: simulate_subject(seed, COARSE) for seed in SEEDS}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+    folder = tmp_path_factory.mktemp("simulated") / "cohort"
+    return folder, simulate_cohort(folder, subjects=3, spacing=4.0, seed=5)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.nii.gz"))}
+
+
+def healthy_tissue(seed: int) -> Tissues:
+    """The subject's tissue maps without the tumour's own parts."""
+    axes = Axes(*(torch.tensor(a, dtype=torch.float32) for a in COARSE.axes))
+    anatomy = Anatomy(seed)
+    return anatomy(load_template(COARSE.spacing), axes, Tumour(seed, anatomy, load_growth_template()).mass)
+
+
+# ---------------------------------------------------------------- geometry
+
+
+@pytest.mark.parametrize("spacing", [1.0, 1.5, 2.0, 2.5, 3.0, 4.0])
+def test_shape_holds_the_field_of_view(spacing: float) -> None:
+    grid = Geometry.from_spacing(spacing)
+    for count, extent in zip(grid.shape, (160, 192, 168)):
+        assert count % 8 == 0
+        assert extent <= count * spacing < extent + 8 * spacing
+    centre = grid.affine @ [*((np.array(grid.shape) - 1) / 2), 1]
+    np.testing.assert_allclose(centre[:3], grid.centre, atol=1e-12)
+
+
+def test_known_shapes_and_storage_order() -> None:
+    assert Geometry.from_spacing(2.0).shape == (80, 96, 88)
+    assert Geometry.from_spacing(2.5).shape == (64, 80, 72)
+    assert (Geometry.brats().shape, Geometry.brats().spacing) == ((240, 240, 155), 1.0)
+    assert nib.aff2axcodes(Geometry.from_spacing(2.5).affine) == ("L", "P", "S")
+
+
+@pytest.mark.parametrize("spacing", [0.9, 4.1, 0.0, -1.0, float("nan")])
+def test_unusable_spacing(spacing: float) -> None:
+    with pytest.raises(ConfigError, match="spacing"):
+        Geometry.from_spacing(spacing)
+
+
+def test_unusable_shape_and_grid_outside_the_head() -> None:
+    with pytest.raises(ConfigError, match="shape"):
+        Geometry(shape=(4, 40, 40), spacing=2.0)
+    with pytest.raises(DataError, match="head"):
+        simulate_subject(0, Geometry(shape=(16, 16, 16), spacing=2.0, centre=(500.0, 0.0, 0.0)))
+    with pytest.raises(DataError, match="lies outside"):
+        simulate_subject(0, Geometry(shape=(8, 8, 8), spacing=1.0, centre=(0.0, -17.0, 80.0)))
+
+
+# ---------------------------------------------------------------- bits
+
+
+def test_same_seed_same_bits_whatever_the_threads_and_the_global_seed(subjects: dict[int, SimulatedSubject]) -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        again = simulate_subject(3, COARSE)
+        assert torch.get_num_threads() == 2, "the caller's number of threads must come back"
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator must not be used"
+    np.testing.assert_array_equal(again.image, subjects[3].image)
+    np.testing.assert_array_equal(again.label, subjects[3].label)
+    assert again.info == subjects[3].info
+
+
+def test_other_seeds_are_other_subjects(subjects: dict[int, SimulatedSubject]) -> None:
+    labels = {s.label.tobytes() for s in subjects.values()}
+    centres = {tuple(s.info["centre_mni_mm"]) for s in subjects.values()}  # type: ignore[call-overload]
+    assert len(labels) == len(centres) == len(SEEDS)
+    with pytest.raises(ConfigError, match="seed"):
+        simulate_subject(-1, COARSE)
+
+
+def test_a_seed_is_the_same_subject_at_every_spacing(subjects: dict[int, SimulatedSubject]) -> None:
+    fine, coarse = simulate_subject(3, Geometry.from_spacing(3.0)).info, subjects[3].info
+    same = ("grade", "radius_mm", "centre_mni_mm", "enhancing_share", "sequences", "gadolinium_mM")
+    assert {k: fine[k] for k in same} == {k: coarse[k] for k in same}
+    for name, tolerance in (("whole_tumour", 0.05), ("tumour_core", 0.05), ("enhancing", 0.15), ("brain", 0.02)):
+        volumes = [info["volumes_ml"][name] for info in (fine, coarse)]  # type: ignore[index]
+        assert volumes[0] == pytest.approx(volumes[1], rel=tolerance), name
+
+
+def test_streams_of_different_purposes_are_independent() -> None:
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    assert Draws(1, "a").uniform(0, 1) != Draws(1, "b").uniform(0, 1)
+    assert Draws(1, "a").uniform(0, 1) == Draws(1, "a").uniform(0, 1)
+
+
+# ---------------------------------------------------------------- building blocks
+
+
+def test_smooth_fields_are_smooth_and_of_the_stated_size() -> None:
+    axes = [torch.arange(-60.0, 61.0, 2.0)] * 3
+    values = Draws(0, "field").field(20.0, channels=4)(axes)
+    assert values.shape == (4, 61, 61, 61)
+    assert 0.7 < float(values.std()) < 0.95
+    assert float(values.diff(dim=1).std()) < 0.2 * float(values.std())
+    elsewhere = Draws(0, "field").field(20.0, channels=4)([a[10:20] for a in axes])
+    torch.testing.assert_close(elsewhere, values[:, 10:20, 10:20, 10:20])  # a function of the world, not of the grid
+
+
+def test_blur_keeps_the_mean_and_adds_variances() -> None:
+    volume = torch.zeros(1, 41, 41, 41, dtype=torch.float64)
+    volume[0, 20, 20, 20] = 1
+    blurred = blur(volume, (2.0, 1.0, 0.1))[0]
+    assert float(blurred.sum()) == pytest.approx(1, abs=1e-9)
+    x = torch.arange(41.0, dtype=torch.float64) - 20
+    assert float((blurred.sum((1, 2)) * x**2).sum()) == pytest.approx(4, rel=0.03)
+    assert float((blurred.sum((0, 2)) * x**2).sum()) == pytest.approx(1, rel=0.03)
+    assert float((blurred.sum((0, 1)) * x**2).sum()) == 0  # below 0.2 voxels: untouched
+
+
+def test_signal_equations() -> None:
+    water = [torch.tensor(v, dtype=torch.float64) for v in (1000.0, 100.0, 0.8)]
+    assert float(Sequence(tr=1e9, te=0).signal(*water)) == pytest.approx(0.8)
+    assert float(Sequence(tr=1000, te=100).signal(*water)) == pytest.approx(0.8 * (1 - np.exp(-1)) * np.exp(-1))
+    null = 1000 * np.log(2 / (1 + np.exp(-3000 / 1000)))  # inversion time that suppresses this tissue
+    assert float(Sequence(tr=3000, te=0, ti=null).signal(*water)) == pytest.approx(0, abs=1e-12)
+    assert float(1 / shortened_t1(1000.0, 0.2)) == pytest.approx(1 / 1000 + 0.2 * RELAXIVITY)
+
+
+def test_mean_protocol_orders_the_tissues_as_radiology_does() -> None:
+    def signal(sequence: str, tissue: str) -> float:
+        return Relaxation(*TISSUES[tissue][:3]).signal(SEQUENCES[sequence])
+
+    for sequence, order in {
+        "t1": ("csf", "necrosis", "non_enhancing", "oedema", "gm", "wm"),
+        "t2": ("wm", "gm", "oedema", "necrosis", "csf"),
+        "flair": ("csf", "wm", "gm", "wmh", "oedema"),
+    }.items():
+        values = [signal(sequence, tissue) for tissue in order]
+        assert values == sorted(values), (sequence, dict(zip(order, values)))
+
+
+# ---------------------------------------------------------------- anatomy and tumour
+
+
+def test_labels_images_and_volumes_are_sane(subjects: dict[int, SimulatedSubject]) -> None:
+    voxel = COARSE.spacing**3 / 1000
+    for seed, s in subjects.items():
+        assert (s.image.dtype, s.image.shape) == (np.float32, (4, *COARSE.shape))
+        assert (s.label.dtype, s.label.shape) == (np.uint8, COARSE.shape)
+        assert {1, 2} <= set(np.unique(s.label)) - {0} <= {1, 2, 4}, seed
+        brain = (s.image > 0).all(0)
+        assert brain[s.label > 0].all(), "a tumour lies inside the brain"
+        assert np.array_equal(brain, (s.image > 0).any(0)), "the background is zero in every contrast"
+        assert np.isfinite(s.image).all()
+        assert s.image.max() < 2**15
+        volumes = s.info["volumes_ml"]
+        assert isinstance(volumes, dict)
+        assert volumes["whole_tumour"] == pytest.approx((s.label > 0).sum() * voxel, abs=0.01)
+        assert volumes["tumour_core"] == pytest.approx(np.isin(s.label, (1, 4)).sum() * voxel, abs=0.01)
+        assert volumes["enhancing"] == pytest.approx((s.label == 4).sum() * voxel, abs=0.01)
+        assert 5 < volumes["whole_tumour"] < 350
+        assert 1100 < volumes["brain"] < 2300
+        assert (volumes["enhancing"] > 0.5) == (s.info["enhancing_share"] > 0)  # type: ignore[operator]
+        assert s.info["grade"] == "LGG" or volumes["enhancing"] > 0
+
+
+def test_brain_lies_inside_the_grid() -> None:
+    """Checked on a grid that is 16 mm larger on every side: what sticks out of the usual one is the edge of a brain."""
+    usual = COARSE.axes
+    wide = Geometry(shape=tuple(n + 8 for n in COARSE.shape), spacing=4.0)  # type: ignore[arg-type]
+    for seed in range(4):
+        image = simulate_subject(seed, wide).image[0]
+        for axis in range(3):
+            low, high = usual[axis].min() - 2, usual[axis].max() + 2
+            out = (wide.axes[axis] < low) | (wide.axes[axis] > high)
+            assert (image > 0).compress(out, axis=axis).sum() < 0.001 * (image > 0).sum()
+
+
+def test_a_quarter_has_no_enhancing_part() -> None:
+    without = LOW_GRADE * (1 - LOW_GRADE_NODULES)
+    assert 0.2 <= without <= 0.3
+    anatomy, growth = Anatomy(0), load_growth_template()
+    shares = [float(Tumour(seed, anatomy, growth).info["enhancing_share"]) for seed in range(60)]  # type: ignore[arg-type]
+    count = sum(share == 0 for share in shares)
+    assert abs(count - 60 * without) < 3 * np.sqrt(60 * without * (1 - without))
+    assert 0 < sum(0 < share < 0.2 for share in shares) < 15  # low grade with nodules
+
+
+def test_oedema_prefers_white_matter(subjects: dict[int, SimulatedSubject]) -> None:
+    ratios = []
+    for seed in SEEDS:
+        fractions = healthy_tissue(seed).fractions.numpy()
+        brain, oedema = subjects[seed].image[0] > 0, subjects[seed].label == 2
+        ratios.append(fractions[2][oedema].mean() / fractions[2][brain].mean())
+        assert fractions[0][oedema].mean() < 0.5 * fractions[0][brain].mean()
+    assert np.median(ratios) > 1.15
+
+
+def test_mass_effect_pushes_outward() -> None:
+    anatomy, growth = Anatomy(1), load_growth_template()
+    tumour = Tumour(1, anatomy, growth)
+    axes = Axes(*(c + torch.arange(-30.0, 31.0, 3.0) for c in tumour.centre))
+    before, after = (anatomy(growth, axes, mass).midline for mass in (None, tumour.mass))
+    middle = 10
+    assert torch.equal(before[middle, middle, middle], after[middle, middle, middle])
+    offset = (before - before[middle, middle, middle])[[2, -3], middle, middle].abs()
+    pushed = (after - after[middle, middle, middle])[[2, -3], middle, middle].abs()
+    assert (pushed < offset).all(), "what is seen beside the tumour comes from nearer to its centre"
+
+
+# ---------------------------------------------------------------- what the contrasts show
+
+
+def test_csf_is_dark_on_t1_and_flair_and_bright_on_t2(subjects: dict[int, SimulatedSubject]) -> None:
+    for seed in SEEDS:
+        tissues, s = healthy_tissue(seed), subjects[seed]
+        pure = tissues.fractions.numpy() > 0.9
+        healthy = (s.label == 0) & (tissues.depth.numpy() > 6) & (s.image[0] > 0)
+        fluid, white = pure[0] & healthy & (tissues.ventricles.numpy() > 0.5), pure[2] & healthy
+        if fluid.sum() < 5:
+            continue
+        csf, wm = np.median(s.image[:, fluid], axis=1), np.median(s.image[:, white], axis=1)
+        assert csf[T1] < 0.6 * wm[T1], seed
+        assert csf[T2] > 1.5 * wm[T2], seed
+        assert csf[FLAIR] < 0.75 * wm[FLAIR], seed
+
+
+def test_grey_and_white_matter_swap_between_t1_and_t2(subjects: dict[int, SimulatedSubject]) -> None:
+    for seed in SEEDS:
+        tissues, s = healthy_tissue(seed), subjects[seed]
+        healthy = (s.label == 0) & (tissues.depth.numpy() > 6) & (s.image[0] > 0)
+        grey, white = (np.median(s.image[:, (tissues.fractions[i].numpy() > 0.85) & healthy], axis=1) for i in (1, 2))
+        assert grey[T1] < white[T1], seed
+        assert grey[T2] > white[T2], seed
+        assert grey[FLAIR] > white[FLAIR], seed
+
+
+def test_enhancing_rim_shines_after_contrast_only_and_oedema_on_flair(subjects: dict[int, SimulatedSubject]) -> None:
+    seen = 0
+    for seed in SEEDS:
+        tissues, s = healthy_tissue(seed), subjects[seed]
+        white = (tissues.fractions[2].numpy() > 0.9) & (s.label == 0) & (tissues.depth.numpy() > 6)
+        wm = np.median(s.image[:, white], axis=1)
+        oedema = np.median(s.image[:, s.label == 2], axis=1)
+        assert oedema[FLAIR] > 1.2 * wm[FLAIR], seed
+        assert oedema[T2] > 1.2 * wm[T2], seed
+        assert oedema[T1] < wm[T1], seed
+        if (s.label == 4).sum() < 30:
+            continue
+        seen += 1
+        enhancing = np.median(s.image[:, s.label == 4], axis=1) / wm
+        assert enhancing[T1] < 1, seed
+        assert enhancing[T1C] > enhancing[T1] + 0.1, seed
+    assert seen >= 4
+    strong = max(SEEDS, key=lambda seed: subjects[seed].info["gadolinium_mM"])  # type: ignore[arg-type,return-value]
+    s = subjects[strong]
+    white = (healthy_tissue(strong).fractions[2].numpy() > 0.9) & (s.label == 0)
+    assert np.percentile(s.image[T1C][s.label == 4], 75) > np.median(s.image[T1C][white])
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_cohort_is_a_brats_folder(cohort: tuple[Path, list[dict[str, object]]]) -> None:
+    folder, items = cohort
+    assert [item["subject"] for item in items] == ["Sim005_00000", "Sim005_00001", "Sim005_00002"]
+    assert brats_datalist(folder) == items
+    facts = json.loads((folder / "Sim005_00001" / "Sim005_00001.json").read_text())
+    subject = simulate_subject(facts["seed"], COARSE)
+    case = load_case(items[1])
+    written = np.rint(subject.image)
+    np.testing.assert_array_equal(case["image"].numpy(), written)
+    classes = case["label"].numpy()[0]
+    np.testing.assert_array_equal(classes, np.where(subject.label == 4, 3, subject.label))
+
+
+def test_metadata_and_notice(cohort: tuple[Path, list[dict[str, object]]]) -> None:
+    folder, _ = cohort
+    facts = json.loads((folder / "Sim005_00000" / "Sim005_00000.json").read_text())
+    assert (facts["cohort_seed"], facts["index"], facts["recipe"]) == (5, 0, RECIPE)
+    assert facts["geometry"] == COARSE.as_dict()
+    assert set(facts["sequences"]) == set(CONTRASTS)
+    assert facts["sequences"]["t1"] == facts["sequences"]["t1ce"]
+    assert set(facts["sha256"]) == {f"Sim005_00000_{n}.nii.gz" for n in (*CONTRASTS, "seg")}
+    listed = json.loads((folder / "cohort.json").read_text())
+    assert list(listed["subjects"]) == ["Sim005_00000", "Sim005_00001", "Sim005_00002"]
+    assert listed["subjects"]["Sim005_00000"]["volumes_ml"] == facts["volumes_ml"]
+    assert "McConnell Brain Imaging Centre" in (folder / "LICENSE-ICBM152.txt").read_text()
+    assert not [p for p in folder.rglob("*") if p.name.startswith(".")], "temporary files are gone"
+
+
+def test_headers_agree_between_nibabel_and_simpleitk(cohort: tuple[Path, list[dict[str, object]]]) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    folder, _ = cohort
+    for path in sorted((folder / "Sim005_00000").glob("*.nii.gz")):
+        image = nib.load(path)
+        assert image.get_data_dtype() == (np.uint8 if "seg" in path.name else np.int16)
+        assert image.header.get_xyzt_units()[0] == "mm"
+        for get in (image.header.get_sform, image.header.get_qform):
+            affine, code = get(coded=True)
+            assert code == 4
+            np.testing.assert_allclose(affine, COARSE.affine, atol=1e-5)
+        itk = sitk.ReadImage(str(path))
+        assert itk.GetSize() == COARSE.shape
+        np.testing.assert_allclose(itk.GetSpacing(), [4.0] * 3, atol=1e-6)
+        np.testing.assert_allclose(itk.GetDirection(), np.eye(3).ravel(), atol=1e-6)  # ITK's world is LPS
+        np.testing.assert_allclose(itk.GetOrigin(), COARSE.affine[:3, 3] * [-1, -1, 1], atol=1e-4)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(itk).transpose(2, 1, 0), np.asarray(image.dataobj))
+
+
+def test_smaller_and_later_cohorts_share_their_subjects(
+    cohort: tuple[Path, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    whole = digests(cohort[0])
+    simulate_cohort(tmp_path / "one", subjects=1, spacing=4.0, seed=5)
+    simulate_cohort(tmp_path / "later", subjects=1, spacing=4.0, seed=5, first=2)
+    one, later = digests(tmp_path / "one"), digests(tmp_path / "later")
+    assert one.items() <= whole.items()
+    assert later.items() <= whole.items()
+    assert "Sim005_00002_seg.nii.gz" in later
+    other = simulate_cohort(tmp_path / "one", subjects=1, spacing=4.0, seed=6)
+    assert other[0]["subject"] == "Sim006_00000"
+    assert set(one.values()).isdisjoint(digests(tmp_path / "one" / "Sim006_00000").values())
+    listed = json.loads((tmp_path / "one" / "cohort.json").read_text())
+    assert list(listed["subjects"]) == ["Sim005_00000", "Sim006_00000"], "earlier calls stay listed"
+
+
+@pytest.mark.parametrize("damage", ["image", "label gone", "recipe", "metadata", "swapped"])
+def test_intact_subjects_are_reused_and_others_made_again(damage: str, tmp_path: Path) -> None:
+    simulate_cohort(tmp_path, subjects=2, spacing=4.0, seed=5)
+    before = digests(tmp_path)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nii.gz")}
+    simulate_cohort(tmp_path, subjects=2, spacing=4.0, seed=5)
+    assert times == {p: p.stat().st_mtime_ns for p in times}, "nothing is written twice"
+
+    case = tmp_path / "Sim005_00001"
+    facts = case / "Sim005_00001.json"
+    if damage == "image":
+        (case / "Sim005_00001_t2.nii.gz").write_bytes(b"half a file")
+    elif damage == "label gone":
+        (case / "Sim005_00001_seg.nii.gz").unlink()
+    elif damage == "recipe":
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | {"recipe": RECIPE - 1}))
+    elif damage == "metadata":
+        facts.write_text("{")
+    else:  # a valid file, but of another subject
+        other = tmp_path / "Sim005_00000" / "Sim005_00000_t1.nii.gz"
+        (case / "Sim005_00001_t1.nii.gz").write_bytes(other.read_bytes())
+    simulate_cohort(tmp_path, subjects=2, spacing=4.0, seed=5)
+    assert digests(tmp_path) == before
+    redone = {p.parent.name for p, t in times.items() if p.stat().st_mtime_ns != t}
+    assert redone == {"Sim005_00001"}
+    assert json.loads(facts.read_text())["recipe"] == RECIPE
+
+
+def test_two_geometries_do_not_mix(cohort: tuple[Path, list[dict[str, object]]]) -> None:
+    with pytest.raises(DataError, match="another folder"):
+        simulate_cohort(cohort[0], subjects=1, spacing=3.0, seed=5)
+    with pytest.raises(DataError, match="is a file"):
+        simulate_cohort(cohort[0] / "cohort.json", subjects=1, spacing=4.0)
+
+
+def test_nifti_bytes_carry_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    first = nifti_bytes(data, np.eye(4))
+    monkeypatch.setattr("time.time", lambda: 1.0e9)
+    assert nifti_bytes(data, np.eye(4)) == first
+    assert first[4:8] == b"\0\0\0\0"
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_bits(cohort: tuple[Path, list[dict[str, object]]], tmp_path: Path) -> None:
+    simulate_cohort(tmp_path, subjects=3, spacing=4.0, seed=5, workers=2)
+    assert digests(tmp_path) == digests(cohort[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"subjects": 0}, "subjects"), ({"seed": 1000}, "seed"), ({"first": -1}, "first"), ({"workers": 0}, "workers")],
+)
+def test_arguments_out_of_range(arguments: dict[str, int], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulate_cohort(tmp_path / "none", **arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_nilearn(
+    cohort: tuple[Path, list[dict[str, object]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r'pip install "monai_adv\[demo\]"'):
+        simulate_cohort(tmp_path / "none", subjects=1, spacing=4.0)
+    assert not (tmp_path / "none").exists()
+    assert simulate_cohort(cohort[0], subjects=3, spacing=4.0, seed=5) == cohort[1], (
+        "a finished cohort needs no nilearn"
+    )
+
+
+def test_nilearn_without_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("nilearn", tmp_path / "nilearn" / "__init__.py")
+    monkeypatch.setattr(template.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(DataError, match="lacks the template file"):
+        template_folder()
+
+
+def test_progress_is_silent_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulate_cohort(tmp_path, subjects=1, spacing=4.0, progress=True)
+    assert capsys.readouterr() == ("", "")
