@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 from monai_adv.data.simulation import Geometry, simulate_subject
 
@@ -51,13 +52,16 @@ def main() -> None:
         for panel, view, title in zip(row, views, TITLES):
             panel.imshow(view, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
             panel.axis("off")
-            if row is panels[0]:
+            if seed == options.seeds[0]:
                 panel.set_title(title, color="white", fontsize=8)
         grade = subject.info["grade"]
         row[0].text(2, 6, f"{seed} {grade}", color="white", fontsize=5)
     figure.subplots_adjust(0, 0, 1, 0.97, 0.02, 0.02)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=100, facecolor="black", pil_kwargs={"optimize": True})
+    figure.savefig(options.output, dpi=100, facecolor="black")
+    with Image.open(options.output) as image:  # 256 colours are enough here and take a third of the space
+        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(options.output, optimize=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class AttackResult:
         image: adversarial image ``(B, C, *spatial)``, of the type that was given (MetaTensor keeps its affine).
         perturbation: ``image - clean``.
         prediction: the victim's segmentation of ``image``, class indices or bits.
-        success: ``(B,)`` bool. Untargeted: mean Dice fell to at most ``goal`` times the clean mean Dice. Targeted:
+        success: ``(B,)`` bool. Untargeted: mean Dice fell, to at most ``goal`` times the clean mean Dice. Targeted:
             the agreement with the target reached ``goal``.
         score: ``(B,)`` the metric the best iterate was kept by: mean Dice over regions (untargeted, lower is
             stronger) or agreement with the target (targeted, higher is stronger).
@@ -130,6 +130,7 @@ class Attack(ABC):
             support=support, weight=weight, target=target, generator=generator,
         )[0]  # fmt: skip
 
+    @torch.inference_mode(False)  # whoever scores may be in inference mode; a gradient needs the normal one
     def curve(
         self,
         victim: Victim,
@@ -159,13 +160,17 @@ class Attack(ABC):
         """
         if target is not None and not self.targeted:
             raise ConfigError(f"{self.name} is untargeted and takes no target; use targeted_ifgsm")
-        plain = (image.as_tensor() if isinstance(image, MetaTensor) else image).detach()
+        plain = _working(image)
+        label, mask, weight, target = (None if t is None else _working(t) for t in (label, support, weight, target))
         if not plain.is_floating_point():
             raise ConfigError(f"an attack needs a floating point image, got {plain.dtype}")
         if not bool(torch.isfinite(plain).all()):
             raise NonFiniteError("the clean image holds NaN or infinite voxels: check the file (monai-adv check)")
-        mask = support.as_tensor() if isinstance(support, MetaTensor) else support
         ball = self.threat.bind(plain, mask)
+        if weight is not None and weight.shape != (len(plain), 1, *plain.shape[2:]):
+            raise ConfigError(
+                f"weight {tuple(weight.shape)} must be (B, 1, *spatial) of the image {tuple(plain.shape)}"
+            )
         if generator is None:
             generator = Generator().manual_seed(self.seed)
         with victim.attacked(ball.mask, plain):
@@ -216,7 +221,7 @@ class Run:
     ) -> None:
         self.attack, self.victim, self.ball, self.generator = attack, victim, ball, generator
         self.clean = ball.clean
-        self.weight = weight
+        self.weight = None if weight is None else weight.to(ball.clean.device)
         self.shared: dict[str, Any] = {}
         self._support_voxels = ball.mask.flatten(1).sum(1).double()
         self._started = time.perf_counter()
@@ -228,11 +233,11 @@ class Run:
             label = head.predict(logits)
         elif label is None:
             raise ConfigError(f"{attack.name} needs a label, or label_source='prediction'")
-        label = label.as_tensor() if isinstance(label, MetaTensor) else label
         self.label = head.check_label(label, logits)
         self.target: Tensor | None = None
         if attack.targeted:
             rule = target if target is not None else attack.target  # type: ignore[attr-defined]
+            rule = _working(rule) if isinstance(rule, Tensor) else rule
             self.target = make_target(rule, self.label, logits, head)
         self.clean_score = self._score(head.predict(logits))
 
@@ -255,13 +260,30 @@ class Run:
         with torch.enable_grad():
             logits = self._logits(image)
             objective = self._objective(logits)
-            (gradient,) = torch.autograd.grad(objective.sum(), image)
+            # without any path to the image the objective has no graph, or one of other tensors only
+            gradient = torch.autograd.grad(objective.sum(), image, allow_unused=True)[0] if objective.grad_fn else None
+        if gradient is None:
+            raise ConfigError(
+                f"the logits of {self.victim.name} are not connected to the image by autograd: a step of the pipeline "
+                "(preprocessing, inferer, network) detaches it; use a black-box attack or a differentiable step"
+            )
         self._backwards += 1
         # a sum is non-finite exactly when an addend is, short of an overflow, which is an error too
         if not bool(torch.isfinite(gradient.sum(dtype=torch.float64))):
             raise NonFiniteError("the gradient of the attack's loss is NaN or infinite")
         zero = (self._support_voxels - self._count_nonzero(gradient)) / self._support_voxels
         self._note(image.detach(), logits.detach(), objective.detach(), zero, restart, candidate)
+        return gradient
+
+    def clean_gradient(self) -> Tensor:
+        """Ascent direction at the clean image, taken once for all budgets; the trace of each begins with it."""
+        if "clean_gradient" not in self.shared:
+            gradient = self.gradient(self.clean, candidate=False)
+            self.shared["clean_gradient"] = gradient, self.trace[-1]
+        else:
+            gradient, entry = self.shared["clean_gradient"]
+            self.trace.append({**entry, "step": self._step})
+            self._step += 1
         return gradient
 
     def consider(self, image: Tensor, *, restart: int = 0) -> None:
@@ -277,7 +299,8 @@ class Run:
         assert self._best is not None, "an attack must consider at least one image"
         image, prediction, score, step, _ = self._best
         goal = self.attack.goal
-        success = score >= goal if self.attack.targeted else score <= goal * self.clean_score
+        fell = (score <= goal * self.clean_score) & (score < self.clean_score)  # a clean Dice of 0 cannot fall
+        success = score >= goal if self.attack.targeted else fell
         perturbation = image - self.clean
         cost = Cost(self._forwards, self._backwards, time.perf_counter() - self._started)
         self._forwards = self._backwards = 0
@@ -298,12 +321,12 @@ class Run:
         head, loss = self.victim.head, self.attack.loss
         if self.target is None:
             return loss(logits, self.label, head, self.weight)
-        return -loss(logits, self.target, head, self.weight)
+        return loss.towards(logits, self.target, head, self.weight)
 
     def _score(self, prediction: Tensor) -> Tensor:
         if self.target is None:
             return mean_dice(prediction, self.label, self.victim.head, self.weight)
-        return target_agreement(prediction, self.target, self.label)
+        return target_agreement(prediction, self.target, self.label, self.weight)
 
     def _count_nonzero(self, gradient: Tensor) -> Tensor:
         return ((gradient != 0) & self.ball.mask).flatten(1).sum(1).double()
@@ -342,7 +365,15 @@ class Run:
             )
 
 
+def _working(tensor: Tensor) -> Tensor:
+    """A plain tensor that may take part in a graph."""
+    tensor = (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).detach()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _readable(value: Any) -> Any:
     if isinstance(value, Tensor):
         return f"mask {tuple(value.shape)}"
+    if isinstance(value, AttackLoss):
+        return repr(value)
     return dict(value) if isinstance(value, Mapping) else value

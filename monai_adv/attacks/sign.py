@@ -61,9 +61,7 @@ class FGSM(Attack):
         super().__init__(threat, loss, **options)
 
     def _search(self, run: Run) -> None:
-        if "gradient" not in run.shared:  # the same for every budget
-            run.shared["gradient"] = run.gradient(run.clean, candidate=False)
-        run.consider(run.ball.step(run.clean, run.shared["gradient"], run.ball.eps))
+        run.consider(run.ball.step(run.clean, run.clean_gradient(), run.ball.eps))
 
 
 class PGD(Attack):

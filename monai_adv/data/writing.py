@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,10 +91,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
         DataError: if the folder is read-only, the disk is full, or the file cannot be written for another reason.
     """
     destination = Path(path)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.tmp")  # shared folders: no pid
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
+        with open(temporary, "xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -130,8 +131,7 @@ def _set_geometry(image: Any, geometry: _Geometry) -> None:
     header["xyzt_units"] = geometry.xyzt_units
     if geometry.qform_code and not np.allclose(header.get_qform(), affine, atol=1e-3):
         header.set_qform(affine, code=0, strip_shears=True)  # a qform cannot hold a shear: the sform speaks alone
-    if not np.allclose(header.get_best_affine(), affine, atol=1e-3):
-        header.set_sform(affine, code=geometry.sform_code or 1)
+    # Where no code is left that says the affine, nibabel sets the sform to it with code 2 ("aligned") when writing.
 
 
 def _file_dtype(voxels: np.ndarray, dtype: Any) -> np.dtype[Any]:

@@ -37,6 +37,10 @@ class AttackLoss(ABC):
             ``(B,)``, a sum over voxels.
         """
 
+    def towards(self, logits: Tensor, target: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
+        """What a targeted attack ascends, ``(B,)``: the loss against the target, negated."""
+        return -self(logits, target, head, weight)
+
 
 def _sum(values: Tensor, weight: Tensor | None) -> Tensor:
     """Sum ``(B, K, *spatial)`` over everything but the batch, with voxel weights ``(B, 1, *spatial)``."""
@@ -89,6 +93,9 @@ class Dice(AttackLoss):
 class DiceCrossEntropy(AttackLoss):
     """Sum of :class:`CrossEntropy` and :class:`Dice`, weighted as MONAI's ``DiceCELoss``.
 
+    For several regions that is the mean binary cross entropy (``BCEWithLogitsLoss``) plus ``DiceLoss``: MONAI's own
+    ``DiceCELoss`` would put a softmax over them.
+
     Args:
         smooth: see :class:`Dice`.
         lambda_dice: weight of Dice.
@@ -101,7 +108,10 @@ class DiceCrossEntropy(AttackLoss):
 
     def __call__(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
         dice = Dice(self.smooth)(logits, label, head, weight)
-        return self.lambda_dice * dice + self.lambda_ce * CrossEntropy()(logits, label, head, weight)
+        entropy = CrossEntropy()(logits, label, head, weight)
+        if not head.exclusive:  # a mean over the regions, as Dice is
+            entropy = entropy / logits.shape[1]
+        return self.lambda_dice * dice + self.lambda_ce * entropy
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class Margin(AttackLoss):
     """Logit margin: best wrong logit minus true logit; for a sigmoid head ``-s z`` with the target bit's sign ``s``.
 
     It does not saturate where a softmax does, so it sees through gradient masking. A voxel that is wrong by more
-    than ``kappa`` has done its part and gets no gradient.
+    than ``kappa`` (a targeted attack: at the target by more than ``kappa``) has done its part and gets no gradient.
 
     Reference:
         Carlini and Wagner, Towards evaluating the robustness of neural networks, S&P 2017.
@@ -122,6 +132,9 @@ class Margin(AttackLoss):
 
     def __call__(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
         return _sum(logit_margin(logits, label, head).clamp_max(self.kappa), weight)
+
+    def towards(self, logits: Tensor, target: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
+        return -_sum(logit_margin(logits, target, head).clamp_min(-self.kappa), weight)
 
 
 def logit_margin(logits: Tensor, label: Tensor, head: Head) -> Tensor:

@@ -38,7 +38,10 @@ def make_target(rule: str | Mapping[str, Any] | Tensor, label: Tensor, logits: T
     if isinstance(rule, Mapping):
         if set(rule) != {"hide"}:
             raise ConfigError(f"target {dict(rule)} is unknown: use {{'hide': name}} or one of {', '.join(RULES)}")
-        return hide(label, rule["hide"], head)
+        name = rule["hide"]
+        if isinstance(name, int) and not 0 <= name < logits.shape[1]:
+            raise ConfigError(f"cannot hide class {name}: the network has the classes 0..{logits.shape[1] - 1}")
+        return hide(label, name, head)
     if rule == "background":
         return torch.zeros_like(label)
     if rule == "least_likely":
@@ -101,7 +104,7 @@ def _class_indices(name: str | int, head: Head) -> list[int]:
     raise ConfigError(f"cannot hide {name!r}: use a class index, one of {', '.join(CLASSES)}, or a region")
 
 
-def target_agreement(prediction: Tensor, target: Tensor, label: Tensor) -> Tensor:
+def target_agreement(prediction: Tensor, target: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """How far a targeted attack has come, ``(B,)`` in [0, 1] (ours).
 
     Of all voxels (bits) that had to change or are not at the target, the share that had to change and did: 1 if the
@@ -111,9 +114,12 @@ def target_agreement(prediction: Tensor, target: Tensor, label: Tensor) -> Tenso
         prediction: ``(B, 1 or K, *spatial)``.
         target: same shape.
         label: what the target was made from, same shape.
+        weight: voxels that count, ``(B, 1, *spatial)``; all if None.
     """
     reached = prediction == target
     wanted = target != label
-    done = (wanted & reached).flatten(1).sum(1).double()
-    union = (wanted | ~reached).flatten(1).sum(1).double()
+    done, union = wanted & reached, wanted | ~reached
+    if weight is not None:
+        done, union = done & weight.bool(), union & weight.bool()
+    done, union = (mask.flatten(1).sum(1).double() for mask in (done, union))
     return torch.where(union > 0, done / union.clamp_min(1), torch.ones_like(union))

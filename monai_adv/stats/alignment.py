@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .records import MEASURES, Records, empty_truth_rule, measured, tidy
+from .records import MEASURES, Records, empty_truth_rule, flags, measured, numbers, tidy
 
 Key = tuple[Hashable, ...]
 
@@ -68,7 +68,8 @@ def align(
         subject: column with the subject ID.
 
     Returns:
-        The aligned blocks; each frame has the metric, NaN where not measured, in the column ``_value``.
+        The aligned blocks; each frame has the metric, NaN where not measured, in the column ``_value``, and the flags
+        ``truth_empty`` and ``prediction_empty`` where the records say so.
 
     Raises:
         ValueError: see :func:`compare`.
@@ -89,8 +90,14 @@ def align(
     _check_unique(frame, by, strata, baseline, subject)
     settings: list[Key] = list(dict.fromkeys(frame[list(by)].itertuples(index=False, name=None)))
     base = baseline_setting(settings, by, baseline)
-
-    placed = frame[~unplaced]
+    rule = empty_truth_rule(frame, frame["_value"], metric)
+    extra = {}
+    if "truth_empty" in frame.columns:
+        extra["truth_empty"] = flags(frame["truth_empty"])
+    if "prediction_voxels" in frame.columns:
+        extra["prediction_empty"] = numbers(frame["prediction_voxels"]) == 0
+    frame = frame[[subject, *by, *strata, "_value"]].assign(**extra)
+    placed, lost = frame[~unplaced], frame[unplaced]
     keys: list[Key] = list(dict.fromkeys(placed[list(strata)].itertuples(index=False, name=None))) if strata else [()]
     blocks: dict[Key, dict[Key, pd.DataFrame]] = {}
     for key in keys:
@@ -108,7 +115,7 @@ def align(
             if len(rows):
                 found[setting] = rows.set_index(subject).sort_index(key=lambda index: index.astype(str))
         blocks[key] = _checked(found, base, by, strata, key, subject)
-    return Aligned(blocks, settings, empty_truth_rule(frame, frame["_value"], metric))
+    return Aligned(blocks, settings, rule)
 
 
 def _checked(

@@ -16,7 +16,7 @@ from .alignment import align, baseline_setting, label
 from .distribution import ALTERNATIVES, MINIMUM_PAIRS, ZERO_METHODS, check_choice, check_fraction
 from .multiplicity import holm, rejected
 from .ranking import CriticalDifference, critical_difference, friedman, rank_stability
-from .records import Records, better_is_higher, flags, numbers, penalised
+from .records import Records, better_is_higher, penalised
 from .resampling import bootstrap_mean_difference
 from .signed_rank import wilcoxon
 
@@ -240,13 +240,13 @@ def _row(
         "n_nonzero": result.n_nonzero,
     }
     if "truth_empty" in block.columns:
-        row["truth_empty"] = int(flags(ours["truth_empty"]).sum())
-    if "prediction_voxels" in block.columns:
-        row["baseline_prediction_empty"] = int((numbers(theirs["prediction_voxels"]) == 0).sum())
-        row["prediction_empty"] = int((numbers(ours["prediction_voxels"]) == 0).sum())
+        row["truth_empty"] = int(ours["truth_empty"].sum())
+    if "prediction_empty" in block.columns:
+        row["baseline_prediction_empty"] = int(theirs["prediction_empty"].sum())
+        row["prediction_empty"] = int(ours["prediction_empty"].sum())
     for prefix, values in (("baseline_", theirs["_value"]), ("", ours["_value"])):
-        row |= {prefix + "median": values.median()}
-        row |= {prefix + "q25": values.quantile(0.25), prefix + "q75": values.quantile(0.75)}
+        q25, median, q75 = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else (math.nan,) * 3
+        row |= {prefix + "median": median, prefix + "q25": q25, prefix + "q75": q75}
     if penalty:
         mean, interval, how = math.nan, (math.nan, math.nan), "not given: penalty distances"
     else:

@@ -33,7 +33,7 @@ def _cut(n: int, tail: float) -> int:
         mean, sd = n * (n + 1) / 4, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
         return math.floor(mean + float(norm.ppf(tail)) * sd - 0.5)
     below = np.cumsum(sign_flip_distribution(np.arange(1, n + 1)))
-    return int(np.searchsorted(below, tail * (1 + 1e-12), side="right")) - 1
+    return int(np.searchsorted(below, tail, side="right")) - 1
 
 
 def hodges_lehmann(

@@ -45,7 +45,7 @@ def measured(frame: pd.DataFrame, metric: str, subject: str) -> pd.Series:
     """The metric as float64, NaN where it is missing or the unit's status is not "ok".
 
     Raises:
-        ValueError: not numeric; infinite values; or empty-region conventions are mixed (see :func:`empty_truth_rule`).
+        ValueError: not numeric, or infinite values.
     """
     try:
         values = numbers(frame[metric])
@@ -59,7 +59,6 @@ def measured(frame: pd.DataFrame, metric: str, subject: str) -> pd.Series:
             f"{metric} is infinite for subject(s) {who}; apply an empty-region convention first "
             "(BraTS: Dice 0 and HD95 373.13 when exactly one of prediction and truth is empty)"
         )
-    empty_truth_rule(frame, values, metric)
     return values
 
 

@@ -44,6 +44,7 @@ def summarise(
     keys = [by] if isinstance(by, str) else list(by)
     frame = tidy(records, [*keys, metric, subject])
     frame = frame.assign(**{"_value": measured(frame, metric, subject)})
+    empty_truth_rule(frame, frame["_value"], metric)  # over all groups: refuses a mixture of conventions
     rows: list[dict[str, Any]] = []
     for key, group in frame.groupby(keys, sort=False, dropna=False):
         values = group["_value"]

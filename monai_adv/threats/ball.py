@@ -126,14 +126,17 @@ class L2Ball(Ball):
         delta = torch.where(self.mask, image - self.clean, torch.zeros_like(image))
         length = self._length(delta)
         # a point inside the ball stays where it is, bit for bit
-        shrunk = self.clean + delta * self._flat(self.eps / length.clamp_min(torch.finfo(length.dtype).tiny))
+        factor = (self.eps / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
+        shrunk = self.clean + delta * self._flat(factor).to(delta.dtype)
         return self._bounded(torch.where(self._flat(length > self.eps), shrunk, image))
 
     def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
         # in units u = delta / scale the gradient is g * scale, and a step of u is scaled back
         gradient = torch.where(self.mask, gradient * self.scale, torch.zeros_like(gradient))
-        length = gradient.double().flatten(1).norm(dim=1)
-        factor = torch.where(length > 0, size / length.clamp_min(1e-300), torch.zeros_like(length))
+        # largest entry 1: the gradient of a saturated network is so small that size / length overflows float32
+        peak = gradient.abs().flatten(1).amax(1)
+        gradient = gradient / self._flat(torch.where(peak > 0, peak, torch.ones_like(peak)))
+        factor = size / gradient.double().flatten(1).norm(dim=1).clamp_min(1)
         return self.project(image + gradient * self.scale * self._flat(factor).to(image.dtype))
 
     def random(self, generator: Generator | None = None) -> Tensor:

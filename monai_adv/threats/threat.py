@@ -50,6 +50,8 @@ class Threat(ABC):
             raise ConfigError(f"support {self.support!r} is unknown: use 'foreground', 'all', or give a mask")
         if isinstance(self.bounds, str) and self.bounds != "data":
             raise ConfigError(f"bounds {self.bounds!r} are unknown: use 'data', (low, high) or None")
+        if self.bounds is not None and not isinstance(self.bounds, str) and len(self.bounds) != 2:
+            raise ConfigError(f"bounds need two ends, (low, high), got {self.bounds!r}")
         if self.channels is not None:
             object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
             if not self.channels:
@@ -67,7 +69,8 @@ class Threat(ABC):
             support: boolean mask ``(B, 1 or C, *spatial)`` of the voxels that may change; by the rule if None.
 
         Raises:
-            ConfigError: if the support is empty for a sample, or a channel or bound does not exist.
+            ConfigError: if no voxel of a sample may change (an empty support, or a constant one in relative units), or
+                a channel or bound does not exist.
         """
         batch, channels, *spatial = image.shape
         if support is None:
@@ -83,9 +86,13 @@ class Threat(ABC):
             chosen = torch.zeros(channels, dtype=torch.bool, device=image.device)
             chosen[list(self.channels)] = True
             mask = mask & chosen.view(1, -1, *[1] * len(spatial))
+        mask = mask & (scale > 0)  # a constant channel has no standard deviation or range to move by
         empty = (~mask.flatten(1).any(1)).nonzero().flatten().tolist()
         if empty:
-            raise ConfigError(f"the support of sample {empty} is empty: no voxel may change")
+            raise ConfigError(
+                f"no voxel of sample {empty} may change: its support is empty"
+                + ("" if self.units == "absolute" else f" or constant, so that one {self.units} of it is 0")
+            )
         low, high = self._limits(image)
         return self._ball(image.detach(), mask, scale, low, high)
 

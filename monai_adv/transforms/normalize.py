@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
@@ -30,12 +31,16 @@ class NormalizeNonzeroBatch:
     def __call__(self, image: Tensor) -> Tensor:
         """Normalise ``(B, C, *spatial)``."""
         data = image.as_tensor() if isinstance(image, MetaTensor) else image
+        if not data.is_floating_point():
+            data = data.float()
         flat = data.flatten(2)
         mask = flat != 0
         count = mask.sum(-1, keepdim=True).clamp_min(1)
-        # statistics in float64: 10^6 voxels of int16 size lose the last digits of a float32 sum; zeros add nothing
-        mean = flat.sum(-1, keepdim=True, dtype=torch.float64) / count
-        centred = torch.where(mask, flat - mean.to(data.dtype), torch.zeros((), dtype=data.dtype, device=data.device))
+        nothing = torch.zeros((), dtype=data.dtype, device=data.device)
+        # statistics in float64: 10^6 voxels of int16 size lose the last digits of a float32 sum; masked, although zeros
+        # add nothing, because they would get a gradient
+        mean = torch.where(mask, flat, nothing).sum(-1, keepdim=True, dtype=torch.float64) / count
+        centred = torch.where(mask, flat - mean.to(data.dtype), nothing)
         variance = centred.square().sum(-1, keepdim=True, dtype=torch.float64) / count
         std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
         result = (centred / std.to(data.dtype)).view_as(data)
@@ -59,9 +64,9 @@ class NormalizeNonzeroBatch:
 class NormalizeNonzero(Transform):
     """Array transform of :class:`NormalizeNonzeroBatch`: one image ``(C, *spatial)``."""
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """Normalise ``(C, *spatial)``; the type and the metadata are kept."""
-        return NormalizeNonzeroBatch()(image[None])[0]
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """Normalise ``(C, *spatial)``; metadata are kept, integers become float32."""
+        return NormalizeNonzeroBatch()(convert_to_tensor(image, track_meta=isinstance(image, MetaTensor))[None])[0]
 
 
 class NormalizeNonzerod(MapTransform):

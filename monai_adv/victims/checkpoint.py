@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from monai_adv import __version__
-from monai_adv.errors import CheckpointError
+from monai_adv.errors import CheckpointError, ConfigError
 from monai_adv.inferers import GradientSlidingWindowInferer
 from monai_adv.networks import build_network
 from monai_adv.transforms import NormalizeNonzeroBatch
@@ -63,15 +63,23 @@ def save_checkpoint(path: str | Path, network: nn.Module, config: VictimConfig, 
         network: the trained network.
         config: its pipeline.
         half: store floating point weights in 16 bits (they are computed with in 32).
+
+    Raises:
+        CheckpointError: if the configuration is no plain data, or a weight is NaN, infinite, or too large for 16 bits.
     """
     path = Path(path)
+    try:
+        plain = json.loads(json.dumps(asdict(config)))  # whatever else pickle would take could not be read back safely
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint {path}: its configuration is not plain data: {error}") from error
     state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    _require_finite(state, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save({"format": FORMAT, "version": __version__, "config": asdict(config), "state_dict": state}, temporary)
+        torch.save({"format": FORMAT, "version": __version__, "config": plain, "state_dict": state}, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -89,7 +97,7 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, VictimConfig]:
         raise CheckpointError(f"checkpoint {path} does not exist; train one with `monai-adv train`")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
         raise CheckpointError(f"checkpoint {path} cannot be read with weights_only=True: {error}") from error
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise CheckpointError(
@@ -98,17 +106,22 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, VictimConfig]:
         )
     try:
         config = VictimConfig(**content["config"])
-    except TypeError as error:
+        network = build_network(config.network)
+    except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"checkpoint {path}: its configuration is not one of this version: {error}") from error
-    network = build_network(config.network)
-    state = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
     try:
+        state = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} does not fit its network {config.network}: {error}") from error
-    if not all(bool(torch.isfinite(v).all()) for v in state.values() if v.is_floating_point()):
-        raise CheckpointError(f"checkpoint {path} holds NaN or infinite weights")
+    _require_finite(state, path)
     return network.eval(), config
+
+
+def _require_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    bad = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if bad:
+        raise CheckpointError(f"checkpoint {path}: the weights {bad} are NaN or infinite (beyond 65504 in 16 bits)")
 
 
 def build_victim(
@@ -153,15 +166,17 @@ def load_victim(
         name: how tables call it; the file's stem by default.
         device: where it runs.
         keep_windows: see :class:`monai_adv.inferers.GradientSlidingWindowInferer`.
-        **changes: fields of :class:`VictimConfig` to replace, e.g. ``overlap=0.25``; None keeps the stored value.
+        **changes: fields of :class:`VictimConfig` to replace, e.g. ``overlap=0.25``; None keeps the stored value. The
+            network itself is as it was trained.
 
     Raises:
         CheckpointError: see :func:`read_checkpoint`; also for an unknown field in ``changes``.
     """
     network, config = read_checkpoint(path)
+    changeable = [f.name for f in fields(VictimConfig) if f.name not in ("network", "training")]
     for key, value in changes.items():
-        if not hasattr(config, key):
-            raise CheckpointError(f"{key!r} is not a field of a victim's configuration")
+        if key not in changeable:
+            raise CheckpointError(f"{key!r} cannot be changed in a stored victim: use one of {', '.join(changeable)}")
         if value is not None:
             setattr(config, key, value)
     return build_victim(network, config, name=name or Path(path).stem, device=device, keep_windows=keep_windows)

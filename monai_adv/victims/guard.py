@@ -38,7 +38,12 @@ def guard(network: nn.Module) -> Iterator[nn.Module]:
     """
     modes = [(module, module.training) for module in network.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    buffers = [(name, buffer, buffer.detach().clone()) for name, buffer in network.named_buffers()]
+    buffers = [
+        (module, f"{path}.{name}".lstrip("."), name, buffer, buffer.detach().clone())
+        for path, module in network.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         network.eval()
         for parameter, _ in wanted:
@@ -52,12 +57,18 @@ def guard(network: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
         changed = []
         with torch.no_grad():
-            for name, buffer, before in buffers:
-                if not torch.equal(buffer, before) and not (buffer.isnan().any() and before.isnan().any()):
+            for module, path, name, buffer, before in buffers:
+                replaced = module._buffers.get(name) is not buffer  # self.count = self.count + 1
+                if replaced or not _identical(buffer, before):
                     buffer.copy_(before)
-                    changed.append(name)
+                    module._buffers[name] = buffer
+                    changed.append(path)
     if changed:
         raise MonaiAdvError(
             f"the network changed its buffers {changed} while it was attacked (a module that ignores eval mode?); "
             "they were restored, the result is discarded"
         )
+
+
+def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN equals NaN

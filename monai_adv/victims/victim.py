@@ -99,17 +99,25 @@ class Victim:
     def _protected(self) -> AbstractContextManager[Any]:
         if self._guarded:
             return nullcontext()
-        return _guard_keeping_grad_mode(self.network)
+        return _guard_keeping_grad_mode(self._modules())
+
+    def _modules(self) -> nn.Module:
+        """Everything of the pipeline that has modes and buffers: a denoiser before the network has them too."""
+        steps = [step for step in (self.preprocessing, self.postprocessing) if isinstance(step, nn.Module)]
+        return nn.ModuleList([self.network, *steps]) if steps else self.network
 
     def _forward(self, image: Tensor) -> Tensor:
         data = image if self.preprocessing is None else self.preprocessing(image)
-        channels = _input_channels(self.network)
-        if channels is not None and data.shape[1] != channels:
+        try:
+            logits = self.inferer(data, self.network)
+        except RuntimeError as error:
+            channels = _input_channels(self.network)
+            if channels is None or data.shape[1] == channels:
+                raise
             raise ConfigError(
                 f"the network takes {channels} channels but the data have {data.shape[1]}: "
                 "give the modalities the network was trained on, in its order"
-            )
-        logits = self.inferer(data, self.network)
+            ) from error
         if isinstance(logits, dict):
             raise ConfigError(f"the network returns a dictionary {sorted(logits)}; wrap it so that it returns logits")
         if isinstance(logits, (tuple, list)):
@@ -134,10 +142,7 @@ def _plain(data: Tensor) -> Tensor:
 
 
 def _input_channels(network: nn.Module) -> int | None:
-    """Input channels of the first convolution that sees the image, where the first leaf module is one."""
-    for module in network.modules():
-        if next(module.children(), None) is None:
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-                return module.in_channels
-            return None
-    return None
+    """Input channels of the first convolution, most likely the one that sees the image; only to explain an error."""
+    convolutions = (m for m in network.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
+    first = next(convolutions, None)
+    return None if first is None else first.in_channels

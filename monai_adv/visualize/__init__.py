@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from .curves import dice_curves
 from .montage import montage
+from .paired import paired_plot, verdict_text
+from .report import LIMITATIONS, write_report
 from .slices import AxialView, most_changed_slice
 from .style import save_figure
 
-__all__ = ["AxialView", "montage", "most_changed_slice", "save_figure"]
+__all__ = [
+    "LIMITATIONS",
+    "AxialView",
+    "dice_curves",
+    "montage",
+    "most_changed_slice",
+    "paired_plot",
+    "save_figure",
+    "verdict_text",
+    "write_report",
+]

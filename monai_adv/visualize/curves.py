@@ -144,9 +144,8 @@ def _panel(
         axes.axhline(level[0], color=CLEAN, linewidth=1.0, zorder=1, label="clean")
     for attack in attacks:
         rows = part[part["line"] == attack]
-        points = [
-            (float(eps), *interval(group.to_numpy())) for eps, group in rows.groupby("eps")["dice"] if len(group) > 0
-        ]
+        budgets = rows["eps"].astype(float)
+        points = [(eps, *interval(rows.loc[budgets == eps, "dice"].to_numpy())) for eps in np.sort(budgets.unique())]
         if level and not logarithmic and points and points[0][0] > 0:
             points.insert(0, (0.0, *level))  # no budget, no change: every attack starts at the clean level
         if not points:

@@ -12,12 +12,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from monai_adv.stats.alignment import label
 from monai_adv.stats.records import Records, measured, penalised, tidy
 from monai_adv.stats.tables import format_p
 
 from .style import CLEAN, PALETTE, RC, attack_styles, in_order
 
 _METRICS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95 (mm)", "ssim": "SSIM", "psnr": "PSNR (dB)"}
+_COLUMNS = 4  # more panels than this are set in rows of three
 _STEP = 0.115  # height of a bracket as a share of the metric's span
 
 
@@ -52,42 +54,51 @@ def paired_plot(records: Records, comparison: Any, eps: float | None = None) -> 
     settings = _settings(frame, by)
     compared = {tuple(row) for row in table[list(by)].itertuples(index=False)}
     baselines = [setting for setting in settings if setting not in compared]
-    baseline = next((s for s in baselines if str(comparison.baseline) in (_label(s), str(s[0]))), None)
+    baseline = next((s for s in baselines if str(comparison.baseline) in (label(by, s), label(by, s[:1]))), None)
     settings = [s for s in settings if s in compared or s == baseline]
     if baseline is not None:
         settings.sort(key=lambda setting: setting != baseline)
     panels = list(dict.fromkeys(frame[list(strata)].itertuples(index=False, name=None))) if strata else [()]
 
+    names, budget = _names(settings, by)
+
     with matplotlib.rc_context(RC):
         width = max(2.6, 0.72 * len(settings) + 0.5)
-        figure = Figure(figsize=(width * len(panels) + 0.5, 3.6 + 0.17 * len(settings)), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-        for axes, stratum in zip(grid[0], panels):
+        columns = len(panels) if len(panels) <= _COLUMNS else 3
+        rows = math.ceil(len(panels) / columns)
+        size = (width * columns + 0.5, (3.6 + 0.17 * len(settings)) * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for unused in grid.ravel()[len(panels) :]:
+            unused.remove()
+        drawn = list(zip(grid.ravel(), panels))
+        for axes, stratum in drawn:
             part = _where(frame, strata, stratum)
             wide = _wide(part, by, settings, metric)
             _points(axes, wide, [_colour(setting, by, settings) for setting in settings])
             axes.set_title(f"{_label(stratum) or _METRICS.get(metric, metric)} ({_count(wide)})")
-            axes.set_xticks(range(len(settings)), [_label(setting) for setting in settings])
-            if len(settings) > 4 or max(len(_label(setting)) for setting in settings) > 8:
+            axes.set_xticks(range(len(settings)), names)
+            if len(settings) > 4 or max(map(len, names)) > 8:
                 axes.tick_params(axis="x", labelrotation=35)
                 for text in axes.get_xticklabels():
                     text.set_ha("right")
                     text.set_rotation_mode("anchor")
-        _scale(grid[0], frame[metric], metric, brackets=len(settings) - 1)
-        grid[0, 0].set_ylabel(_METRICS.get(metric, metric))
+        _scale([axes for axes, _ in drawn], frame[metric], metric, brackets=len(settings) - 1)
+        for axes in grid[:, 0]:
+            axes.set_ylabel(_METRICS.get(metric, metric))
         if baseline is not None:
             low, high = _span(frame[metric], metric)
-            for axes, stratum in zip(grid[0], panels):
+            for axes, stratum in drawn:
                 part = _where(table, strata, stratum)
                 level = high + 0.5 * _STEP * (high - low)
                 for position, setting in enumerate(settings):
-                    rows = _where(part, by, setting)
-                    if setting != baseline and len(rows):
-                        text = verdict_text(rows.iloc[0], alpha=float(comparison.alpha))
+                    found = _where(part, by, setting)
+                    if setting != baseline and len(found):
+                        text = verdict_text(found.iloc[0], alpha=float(comparison.alpha))
                         _bracket(axes, 0, position, level, 0.18 * _STEP * (high - low), text)
                         level += _STEP * (high - low)
-        stars = f"brackets: Wilcoxon signed-rank against {_label(baseline)}, Holm-adjusted p" if baseline else ""
-        figure.supxlabel(stars, fontsize=8, color="#555555")
+        test = f"brackets: Wilcoxon signed-rank against {names[0]}, Holm-adjusted p" if baseline else ""
+        figure.supxlabel("; ".join(part for part in (budget, test) if part), fontsize=8, color="#555555")
     return figure
 
 
@@ -151,6 +162,17 @@ def _settings(frame: pd.DataFrame, by: Sequence[str]) -> list[tuple[Any, ...]]:
 def _label(setting: Sequence[Any] | None) -> str:
     """Readable name of a setting or stratum."""
     return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in setting or ())
+
+
+def _names(settings: Sequence[tuple[Any, ...]], by: Sequence[str]) -> tuple[list[str], str]:
+    """Tick labels, without the budget where all attacked settings share it, and a note that gives it then."""
+    if "eps" not in by:
+        return [_label(setting) for setting in settings], ""
+    place = list(by).index("eps")
+    positive = {float(setting[place]) for setting in settings if setting[place]}
+    dropped = {0.0} | (positive if len(positive) == 1 else set())
+    names = [_label([v for i, v in enumerate(s) if i != place or float(v) not in dropped]) for s in settings]
+    return names, f"eps = {positive.pop():g}" if len(positive) == 1 else ""
 
 
 def _colour(setting: tuple[Any, ...], by: Sequence[str], settings: Sequence[tuple[Any, ...]]) -> str:
@@ -223,6 +245,7 @@ def _scale(panels: Sequence[Axes], values: pd.Series, metric: str, brackets: int
     for axes in panels:
         axes.set_ylim(low - 0.03 * (high - low), high + (brackets + 0.9) * _STEP * (high - low))
         axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high + 1e-9])
+        axes.spines["left"].set_bounds(low, high)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
 

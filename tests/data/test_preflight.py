@@ -8,13 +8,11 @@ from builders import CORRUPTIONS, LPS, MODALITIES, case_file, make_case, make_co
 from monai_adv.data import brats_datalist, check_folder, check_item
 from monai_adv.errors import DataError
 
+GEOMETRY = ("shape", "affine", "orientation", "spacing")
 BAD_FILES = [
-    (how, role)
-    for how in CORRUPTIONS
-    for role in ("T1", "T1c", "label")
-    if (role != "T1" or how not in ("label_value", "label_fraction"))
-    and (role != "T1c" or how not in ("label_value", "label_fraction"))
-    and (role != "label" or how not in ("zero", "constant"))
+    *((how, "T1c") for how in CORRUPTIONS if how not in ("label_value", "label_fraction")),
+    *((how, "label") for how in CORRUPTIONS if how not in ("zero", "constant")),
+    *((how, "T1") for how in GEOMETRY),
 ]
 
 

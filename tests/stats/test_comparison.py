@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_adv.stats import compare, friedman, holm, summarise, wilcoxon
+from monai_adv.stats import compare, friedman, holm, summarise, wilcoxon, write_csv
 
 N = 12
 DROPS = {("clean", 0.0): 0.0, ("noise", 0.1): 0.001, ("fgsm", 0.1): 0.1, ("ifgsm", 0.1): 0.4}
@@ -162,6 +162,11 @@ def test_a_unit_that_failed_before_it_had_regions_counts_in_every_region():
     one = frame[gone].iloc[:1].assign(region=None, dice=np.nan, status="oom")
     result = quick(pd.concat([frame[~gone], one]))
     assert pick(result, "fgsm", "WT").missing == pick(result, "fgsm", "TC").missing == 1
+    both = pd.concat([frame, frame[~gone].assign(victim="defended"), one.assign(victim="defended")])
+    by_victim = quick(both, by="victim", baseline="unet")  # attack and region are strata, only the region is unknown
+    assert by_victim.table.set_index(["attack", "region"]).missing.to_dict() == {
+        (a, r): int(a == "fgsm") for a, _ in DROPS for r in ("WT", "TC")
+    }
     with pytest.raises(ValueError, match=r"region is empty in rows that have a dice \(subject S05\)"):
         quick(pd.concat([frame[~gone], one.assign(dice=0.5, status="ok")]))
 
@@ -320,7 +325,7 @@ def test_empty_truth_in_a_comparison():
     frame.loc[empty & (frame.attack == "clean"), "dice"] = np.nan
     assert "two empty-region conventions are mixed" in message(frame)
     with pytest.raises(ValueError, match="mixed"):
-        summarise(frame, "region")
+        summarise(frame, ["region", "attack"])
 
 
 def test_summary_gives_the_mean_with_and_without_empty_truth():
@@ -355,10 +360,10 @@ def test_summary_reads_flags_from_text():
     pd.testing.assert_frame_equal(summarise(frame), summarise(as_text))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hostile():
     """Names that a spreadsheet would run, or that break a table."""
-    names = {"fgsm": "=1+1", "noise": "a|b_<c>", "ifgsm": "[50%] & $x$"}
+    names = {"fgsm": "=1+1", "noise": "a|b_<c>", "ifgsm": "[red] 50% & $x$"}
     return quick(records().replace({"attack": names}))
 
 
@@ -366,18 +371,19 @@ def test_csv_is_complete_and_safe(tmp_path, hostile):
     path = hostile.to_csv(tmp_path / "table.csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {r["attack"] for r in rows} == {"'=1+1", "a|b_<c>", "[50%] & $x$"}
+    assert {r["attack"] for r in rows} == {"'=1+1", "a|b_<c>", "[red] 50% & $x$"}
     assert list(rows[0]) == list(hostile.table.columns)
-    back = pd.read_csv(path, float_precision="round_trip")
     for column in hostile.table.select_dtypes("number"):
-        np.testing.assert_array_equal(back[column], hostile.table[column])
+        assert [float(r[column]) for r in rows] == hostile.table[column].tolist()
     assert rows[1]["mean_difference"].startswith("-")
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@"])
-def test_csv_quotes_every_kind_of_formula(tmp_path, start):
-    result = quick(records().replace({"attack": {"fgsm": f"{start}cmd"}}))
-    assert f"'{start}cmd" in result.to_csv(tmp_path / "t.csv").read_text(encoding="utf-8")
+def test_csv_quotes_every_kind_of_formula_and_no_number(tmp_path, start):
+    frame = pd.DataFrame({"name": [f"{start}cmd", f"a{start}b"], f"{start}column": [-1.5, 2.0]})
+    text = write_csv(frame, tmp_path / "t.csv").read_text(encoding="utf-8")
+    assert text.splitlines() == [f"name,'{start}column", f"'{start}cmd,-1.5", f"a{start}b,2.0"]
+    assert frame.loc[0, "name"] == f"{start}cmd"
 
 
 def test_markdown_is_one_rectangular_table(hostile):
@@ -397,7 +403,7 @@ def test_latex_is_booktabs_and_escaped(hostile):
     for command in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}"):
         assert text.count(command) == 1
     assert r"a\textbar{}b\_\textless{}c\textgreater{}" in text
-    assert r"[50\%] \& \$x\$" in text
+    assert r"[red] 50\% \& \$x\$" in text
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
     columns = text[text.index("tabular}{") + 9 :].split("}")[0]
     assert {line.replace(r"\&", "").count("&") for line in body if line} == {len(columns) - 1}
@@ -413,7 +419,8 @@ def test_rich_table_shows_cells_as_they_are(hostile):
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(hostile.to_rich())
     text = console.export_text()
-    assert "[50%] & $x$" in text
+    cells = [line for line in text.splitlines() if line.startswith("│")]
+    assert sum("[red] 50% & $x$" in line for line in cells) == 2
     assert "significantly lower" in text
     assert "Holm over 6 tests" in text
 

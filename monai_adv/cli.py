@@ -1,0 +1,337 @@
+"""The command line: ``monai-adv demo | simulate | datalist | check | train | attack | run | compare | report``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from monai_adv import __version__
+from monai_adv.errors import ConfigError, MonaiAdvError
+
+if TYPE_CHECKING:
+    from monai_adv.studies import Progress, StudyResult
+
+app = typer.Typer(
+    help="Adversarial attacks and defenses for volumetric medical image segmentation.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line; expected errors are printed without a traceback and exit with 1."""
+    try:
+        app()
+    except MonaiAdvError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("interrupted; finished units are kept, the same command goes on")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def simulate(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the cohort to.")],
+    subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 12,
+    spacing: Annotated[float, typer.Option(min=1.0, max=4.0, help="Voxel size in mm.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed; a subject depends on it and its index only.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Write a simulated multi-contrast brain tumour cohort as BraTS-named NIfTI.
+
+    Example: monai-adv simulate cohort --subjects 12 --spacing 2.0 --seed 0
+    """
+    from monai_adv.data import simulate_cohort
+
+    items = simulate_cohort(folder, subjects=subjects, spacing=spacing, seed=seed, workers=workers, progress=True)
+    out.print(f"{len(items)} subjects in {folder}")
+
+
+@app.command()
+def datalist(
+    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
+    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; printed if left out.")] = None,
+) -> None:
+    """Print the MONAI datalist of a folder as JSON.
+
+    Example: monai-adv datalist BraTS2021 -o datalist.json
+    """
+    from monai_adv.data import brats_datalist
+
+    text = json.dumps(brats_datalist(root, scheme), indent=2)
+    if output is None:
+        print(text)
+        return
+    from monai_adv.studies.units import write_atomic
+
+    write_atomic(output, text.encode())
+    out.print(f"written to {output}")
+
+
+@app.command()
+def check(
+    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
+    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+) -> None:
+    """Check every file of a folder before anything is run on it; exit code 1 if a subject cannot be used.
+
+    Example: monai-adv check BraTS2021
+    """
+    from monai_adv.data import check_folder
+
+    report = check_folder(root, scheme)
+    _print_frame(report.to_frame(), f"{root}")
+    for finding in report.findings:
+        colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "cyan")
+        out.print(f"[{colour}]{finding.severity}[/] {_escape(str(finding))}", highlight=False, soft_wrap=True)
+    if not report.ok:
+        raise typer.Exit(1)
+    out.print("no errors")
+
+
+@app.command()
+def train(
+    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files with labels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("victim.pt"),
+    hold_out: Annotated[
+        int, typer.Option(min=0, help="Leave out every n-th subject by name, from the first; 0 uses all.")
+    ] = 5,
+    head: Annotated[str, typer.Option(help="softmax (4 classes) or sigmoid (TC, WT, ET).")] = "softmax",
+    channels: Annotated[str, typer.Option(help="Channels of the U-Net's levels.")] = "16,32,64,128",
+    res_units: Annotated[int, typer.Option(min=0, help="Residual units per level.")] = 0,
+    patch: Annotated[int, typer.Option(min=16, help="Side of patches and of the sliding window, in voxels.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Patches per step.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4000,
+    minutes: Annotated[float | None, typer.Option(help="Stop by the clock if steps are left.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Seed of weights, patches and augmentation.")] = 0,
+    half: Annotated[bool, typer.Option(help="Store the weights in 16 bits.")] = False,
+    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+) -> None:
+    """Train the baseline 3D U-Net and report its Dice on the subjects left out.
+
+    Example: monai-adv train BraTS2021 -o unet.pt --minutes 25
+    """
+    from monai_adv.studies.training import train_and_score
+
+    widths = [int(c) for c in channels.split(",")]
+    network = {"channels": widths, "strides": [2] * (len(widths) - 1), "num_res_units": res_units}
+    recipe = {
+        "head": head, "network": network, "patch": (patch,) * 3, "batch": batch, "steps": steps, "minutes": minutes,
+        "learning_rate": learning_rate, "seed": seed, "half": half,
+    }  # fmt: skip
+    with _bar("training") as update:
+        table = train_and_score(
+            root, output, recipe, hold_out=hold_out, scheme=scheme, command=_command(),
+            on_step=lambda done, loss: update(done, f"loss {loss:.3f}"),
+        )  # fmt: skip
+    if table is not None:
+        _print_frame(table, "Dice of the subjects left out")
+    out.print(f"checkpoint: {output}")
+
+
+@app.command()
+def attack(
+    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
+    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adversarial files.")],
+    subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
+    name: Annotated[str, typer.Option("--attack", help="Attack, see `monai-adv attacks`.")] = "ifgsm",
+    eps: Annotated[float, typer.Option(help="Budget.")] = 0.1,
+    units: Annotated[str, typer.Option(help="std, range or absolute.")] = "std",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    option: Annotated[list[str] | None, typer.Option(help="Option of the attack as key=value (YAML value).")] = None,
+) -> None:
+    """Attack whole volumes and write adversarial NIfTI in float32 with the original geometry, beside a JSON each.
+
+    Example: monai-adv attack BraTS2021 --checkpoint unet.pt -o adversarial --attack ifgsm --eps 0.1 --option steps=10
+    """
+    import yaml
+
+    from monai_adv.studies.export import attack_files
+
+    options = {}
+    for text in option or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--option {text!r} must be key=value")
+        options[key] = yaml.safe_load(value)
+    spec = {"name": name, "eps": eps, "units": units, "norm": norm, **options}
+    problems = []
+    for done in attack_files(root, checkpoint, output, spec, subject):
+        if done.error:
+            problems.append(done.error)
+            err.print(f"[red]{_escape(done.error)}[/]", highlight=False, soft_wrap=True)
+        else:
+            dice = ", ".join(f"{r} {a:.3f} -> {b:.3f}" for r, (a, b) in done.dice.items())
+            out.print(f"{done.subject}: Dice {dice}", highlight=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def attacks() -> None:
+    """List the attacks by name, with their references."""
+    from monai_adv.attacks import available
+
+    for name, text in available().items():
+        out.print(f"[bold]{name}[/]  {_escape(text)}", highlight=False)
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="Study in YAML.")],
+    report_: Annotated[bool, typer.Option("--report/--no-report", help="Write tables, figures and report.")] = True,
+) -> None:
+    """Run a study: victims x attacks x budgets x subjects; finished units are skipped.
+
+    Example: monai-adv run study.yaml
+    """
+    from monai_adv.studies import load_study, run_study
+
+    config = load_study(study)
+    with _bar("study") as update:
+        result = run_study(config, on_progress=_follow(update))
+    _finish(result)
+    if report_:
+        _compare_and_report(result.folder)
+    if result.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a CSV of records.")],
+    metric: Annotated[str, typer.Option(help="Metric to compare.")] = "dice",
+    baseline: Annotated[str, typer.Option(help="Attack that the others are compared with.")] = "clean",
+    alpha: Annotated[float, typer.Option(help="Level of the family.")] = 0.05,
+) -> None:
+    """Compare the settings of a run by exact Wilcoxon signed-rank tests with Holm's correction; write the tables.
+
+    Example: monai-adv compare runs/brats
+    """
+    from monai_adv.studies.analysis import analyse, write_analysis
+    from monai_adv.studies.config import CompareConfig
+    from monai_adv.studies.records import read_records
+
+    analysis = analyse(read_records(run_folder), CompareConfig(metric=metric, baseline=baseline, alpha=alpha))
+    _print_analysis(analysis)
+    folder = run_folder if run_folder.is_dir() else run_folder.parent
+    for path in write_analysis(folder, analysis):
+        out.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Write the tables, figures and report.html of a run again, from its stored units.
+
+    Example: monai-adv report runs/brats
+    """
+    _compare_and_report(run_folder)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder for cohort, results and report.")] = Path("monai_adv_demo"),
+    subjects: Annotated[int, typer.Option(min=1, help="Held-out subjects to attack.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out cohort and of the attacks.")] = 7,
+    retrain: Annotated[bool, typer.Option(help="Train the victim again instead of loading the packaged one.")] = False,
+) -> None:
+    """From nothing to p-values: simulate a cohort, attack a small U-Net on it, compare, write a report.
+
+    Example: monai-adv demo
+    """
+    from monai_adv.studies import run_study
+    from monai_adv.studies.demo import demo_study
+
+    with _bar("demo") as update:
+        study = demo_study(folder, subjects=subjects, seed=seed, retrain=retrain, on_progress=update)
+        result = run_study(study, on_progress=_follow(update))
+    _finish(result)
+    _compare_and_report(result.folder)
+    if result.problems:
+        raise typer.Exit(1)
+
+
+def _follow(update: Any) -> Any:
+    def follow(progress: Progress) -> None:
+        update(progress.done / max(1, progress.total), progress.what)
+
+    return follow
+
+
+def _finish(result: StudyResult) -> None:
+    for problem in result.problems:
+        err.print(f"[red]{_escape(problem)}[/]", highlight=False, soft_wrap=True)
+    out.print(f"{result.computed} units computed, {result.reused} reused, {len(result.problems)} problems")
+
+
+def _compare_and_report(folder: Path) -> None:
+    from monai_adv.visualize.study_report import write_study_report
+
+    analysis, path = write_study_report(folder)
+    _print_analysis(analysis)
+    out.print(f"tables: {folder / 'tables'}", highlight=False, soft_wrap=True)
+    out.print(f"report: {os.path.abspath(path)}", highlight=False, soft_wrap=True)
+
+
+def _print_analysis(analysis: Any) -> None:
+    for victim, comparison in analysis.comparisons.items():
+        out.print(f"\n[bold]{_escape(victim)}[/]: every setting against {comparison.baseline}")
+        out.print(comparison.to_rich())
+    if analysis.victims is not None:
+        out.print(f"\nvictims against {_escape(analysis.victims.baseline)}")
+        out.print(analysis.victims.to_rich())
+    if not analysis.ordering.empty:
+        _print_frame(analysis.ordering, "expected order, one-sided, Holm over the rows")
+
+
+def _print_frame(frame: Any, title: str) -> None:
+    table = Table(title=_escape(title))
+    for column in frame.columns:
+        table.add_column(_escape(str(column)))
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_escape(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row))
+    out.print(table)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Any]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[what]}"))
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+        task = progress.add_task(title, total=1.0, what="")
+        yield lambda done, what="": progress.update(task, completed=done, what=_escape(what))
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _command() -> str:
+    return " ".join(["monai-adv", *sys.argv[1:]])

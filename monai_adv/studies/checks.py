@@ -1,0 +1,102 @@
+"""Automatic checks of a run: invariants that must hold, and signs that an attack is weaker than it should be.
+
+Reference:
+    Carlini et al., On evaluating adversarial robustness, 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: what was checked.
+        status: "PASS", "WARN", "FAIL" or "NOT RUN".
+        detail: the number, its threshold, n.
+    """
+
+    name: str
+    status: str
+    detail: str
+
+
+def run_checks(records: pd.DataFrame) -> list[Check]:
+    """Checks that a table of records allows. A FAIL invalidates the run, a WARN says that strength is in doubt."""
+    ok = records[records["status"] == "ok"]
+    attacked = ok[ok["attack"] != "clean"]
+    if attacked.empty:
+        return [Check("any attacked unit", "FAIL", "no attacked unit has a result")]
+    checks = [_failures(records), _budget(attacked), _outside(attacked)]
+    checks += [
+        _pairwise(attacked, "iterative at least as strong as one step", "ifgsm", "fgsm"),
+        _pairwise(attacked, "attack stronger than noise of its size", "fgsm", "noise"),
+        _monotone(attacked),
+        _zero_gradient(attacked),
+    ]
+    return checks
+
+
+def _failures(records: pd.DataFrame) -> Check:
+    bad = records[records["status"] != "ok"]
+    counts = ", ".join(f"{n} {status}" for status, n in bad["status"].value_counts().items())
+    return Check("every unit has a result", "FAIL" if len(bad) else "PASS", counts or f"{len(records)} rows")
+
+
+def _budget(attacked: pd.DataFrame) -> Check:
+    name = "perturbation within the budget"
+    # Gaussian noise has the budget as its standard deviation and no largest value
+    own = attacked[attacked["attack"] != "noise"]
+    if own.empty:
+        return Check(name, "NOT RUN", "no attack but noise")
+    sizes = np.array([row[f"{row['norm']}_{row['units']}"] / row["eps"] for _, row in own.iterrows()], dtype=float)
+    worst = float(sizes.max())
+    return Check(
+        name, "PASS" if worst <= 1 + 1e-4 else "FAIL", f"largest {worst:.6f} of eps, allowed 1.0001, n={len(own)}"
+    )
+
+
+def _outside(attacked: pd.DataFrame) -> Check:
+    worst = float(attacked["outside_max"].max())
+    return Check("zero outside the support", "PASS" if worst == 0 else "FAIL", f"largest change {worst:g}, allowed 0")
+
+
+def _pairwise(attacked: pd.DataFrame, name: str, stronger: str, weaker: str) -> Check:
+    keys = ["subject", "victim", "eps", "region"]
+    a = attacked[attacked["attack"] == stronger].set_index(keys)["dice"]
+    b = attacked[attacked["attack"] == weaker].set_index(keys)["dice"]
+    both = pd.concat([a, b], axis=1, keys=["strong", "weak"]).dropna()
+    if both.empty:
+        return Check(name, "NOT RUN", f"needs {stronger} and {weaker}")
+    means = both.groupby(level=["victim", "eps", "region"]).mean()
+    wrong = means[means["strong"] > means["weak"] + 0.01]
+    detail = f"{stronger} against {weaker}: {len(wrong)} of {len(means)} cells reversed by more than .01 mean Dice"
+    return Check(name, "WARN" if len(wrong) else "PASS", detail)
+
+
+def _monotone(attacked: pd.DataFrame) -> Check:
+    name = "Dice falls with eps"
+    own = attacked[attacked["attack"] != "noise"]
+    means = own.groupby(["victim", "attack", "region", "eps"])["dice"].mean().unstack("eps").sort_index(axis=1)
+    if means.shape[1] < 2:
+        return Check(name, "NOT RUN", "needs two budgets")
+    rises = means.diff(axis=1).iloc[:, 1:]
+    wrong = int((rises > 0.01).to_numpy().sum())
+    detail = f"{wrong} of {rises.size} steps rise by more than .01, largest rise {float(np.nanmax(rises)):.4f}"
+    return Check(name, "WARN" if wrong else "PASS", detail)
+
+
+def _zero_gradient(attacked: pd.DataFrame) -> Check:
+    name = "share of exactly zero gradients"
+    known = attacked["zero_gradient"].dropna()
+    if known.empty:
+        return Check(name, "NOT RUN", "no gradient was taken")
+    worst = float(known.max())
+    detail = f"largest share of support voxels {worst:.4f}, threshold .10 (gradient masking)"
+    return Check(name, "WARN" if worst > 0.1 else "PASS", detail)

@@ -1,0 +1,77 @@
+"""Train a victim on a folder and score it on the subjects left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from monai_adv.data import brats_datalist
+from monai_adv.engines import TrainConfig, train
+from monai_adv.errors import ConfigError
+from monai_adv.handlers import case_rows
+from monai_adv.studies import cases
+from monai_adv.studies.config import DataConfig
+from monai_adv.victims import Victim
+
+
+def train_and_score(
+    root: str | Path,
+    output: str | Path,
+    recipe: Mapping[str, Any],
+    *,
+    hold_out: int = 5,
+    scheme: str | None = None,
+    command: str | None = None,
+    on_step: Callable[[float, float], None] | None = None,
+) -> pd.DataFrame | None:
+    """Train the baseline U-Net on a folder, write its checkpoint, and score the subjects left out.
+
+    Args:
+        root: folder of NIfTI files with labels.
+        output: checkpoint to write.
+        recipe: fields of :class:`monai_adv.engines.TrainConfig`.
+        hold_out: leave out every n-th subject by name, from the first; 0 trains on all.
+        scheme: label scheme where the names do not settle it.
+        command: command line to store beside the weights.
+        on_step: see :func:`monai_adv.engines.train`.
+
+    Returns:
+        Dice, IoU and HD95 per left-out subject and region with the mean and median of Dice, or None without any.
+    """
+    items = brats_datalist(root, scheme)
+    held = items[::hold_out] if hold_out else []
+    kept = [item for item in items if item not in held]
+    if not kept:
+        raise ConfigError(f"all {len(items)} subjects of {root} are left out: nothing to train on")
+    spacing = cases.load(kept[0], DataConfig(root=Path(root))).spacing
+    provenance = {"command": command, "held_out": [item["subject"] for item in held]}
+    victim, _ = train(kept, output, TrainConfig(**recipe), spacing=spacing, provenance=provenance, on_step=on_step)
+    return score(victim, held, DataConfig(root=Path(root))) if held else None
+
+
+def score(victim: Victim, items: list[dict[str, Any]], config: DataConfig) -> pd.DataFrame:
+    """Clean scores of a victim: one row per subject, a column of Dice and HD95 per region, mean and median below."""
+    rows: dict[str, dict[str, float]] = {}
+    for item in items:
+        case = cases.load(item, config)
+        with torch.no_grad():
+            prediction = victim.predict(case.image)
+        scored = case_rows(
+            {"subject": case.subject},
+            head=victim.head,
+            prediction=prediction,
+            label=victim.head.label_from_classes(case.classes),
+            spacing=case.spacing,
+            truth_outside=case.truth_outside(victim.head),
+        )
+        rows[case.subject] = {f"Dice {r['region']}": r["dice"] for r in scored} | {
+            f"HD95 {r['region']}": r["hd95"] for r in scored
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    dice = [c for c in table.columns if c.startswith("Dice")]
+    summary = pd.DataFrame({"mean": table[dice].mean(), "median": table.median()}).T
+    return pd.concat([table, summary]).rename_axis("subject").reset_index()

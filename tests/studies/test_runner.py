@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from builders import make_case
+
+from monai_adv.errors import CheckpointError, ConfigError, DataError, MonaiAdvError
+from monai_adv.studies import cases, read_records, run_study, runner, study_from
+from monai_adv.studies.checks import run_checks
+from monai_adv.victims import Head, load_victim
+
+
+def test_a_study_records_every_subject_setting_and_region(content: dict[str, Any], tmp_path: Path) -> None:
+    result = run_study(study_from(content))
+    assert (result.computed, result.reused, result.problems) == (3 * (1 + 3 * 2), 0, [])
+    table = read_records(tmp_path / "run")
+    assert len(table) == 3 * 7 * 3
+    assert (table["status"] == "ok").all()
+    assert not table.duplicated(["subject", "victim", "attack", "eps", "region"]).any()
+    clean = table[table["attack"] == "clean"]
+    assert (clean["linf_std"] == 0).all()
+    attacked = table[table["attack"] != "clean"]
+    assert np.allclose(attacked["linf_std"], attacked["eps"], rtol=1e-5)
+    assert (attacked["outside_max"] == 0).all()
+    means = table[table["eps"].isin([0, 0.8])].groupby("attack")["dice"].mean()
+    assert means["clean"] > means["fgsm"] > means["ifgsm"]
+    assert means["noise"] > means["fgsm"]
+    assert {c.status for c in run_checks(table)} == {"PASS"}
+
+
+def test_a_second_run_computes_nothing_and_changes_nothing(content: dict[str, Any], tmp_path: Path) -> None:
+    run_study(study_from(content))
+    before = (tmp_path / "run" / "records.csv").read_bytes()
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "units").rglob("*.json")}
+    result = run_study(study_from(content))
+    assert (result.computed, result.reused) == (0, 21)
+    assert (tmp_path / "run" / "records.csv").read_bytes() == before
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "units").rglob("*.json")} == files
+
+
+def test_lost_and_damaged_units_are_computed_again_to_the_same_numbers(content: dict[str, Any], tmp_path: Path) -> None:
+    run_study(study_from(content))
+    before = read_records(tmp_path / "run").drop(columns="seconds")
+    units = sorted((tmp_path / "run" / "units").rglob("*.json"))
+    units[2].unlink()
+    units[5].write_bytes(units[5].read_bytes()[:-40])
+    volume = sorted((tmp_path / "run" / "volumes").rglob("*.npz"))[0]
+    volume.unlink()
+    result = run_study(study_from(content))
+    assert result.computed == 3
+    after = read_records(tmp_path / "run").drop(columns="seconds")
+    # the passes that several budgets share are counted in the first one of a call
+    counted = ["forwards", "backwards"]
+    pd.testing.assert_frame_equal(before.drop(columns=counted), after.drop(columns=counted))
+
+
+def test_a_changed_case_or_victim_is_not_mistaken_for_a_finished_one(content: dict[str, Any], tmp_path: Path) -> None:
+    run_study(study_from(content))
+    make_case(tmp_path / "data", "BraTS2021_00001", seed=77)
+    assert run_study(study_from(content)).computed == 7
+    with pytest.raises(ConfigError, match="a different study"):
+        run_study(study_from({**content, "seed": 5}))
+
+
+def test_a_bad_subject_costs_itself_only(content: dict[str, Any], tmp_path: Path) -> None:
+    bad = next((tmp_path / "data" / "BraTS2021_00001").glob("*_t1ce*"))
+    bad.write_bytes(bad.read_bytes()[:100])
+    result = run_study(study_from(content))
+    assert result.computed == 14
+    assert len(result.problems) == 1
+    assert bad.name in result.problems[0]
+    table = read_records(tmp_path / "run")
+    assert set(table.loc[table["status"] == "ok", "subject"]) == {"BraTS2021_00000", "BraTS2021_00002"}
+    failed = table[table["subject"] == "BraTS2021_00001"]
+    assert (failed["status"] == "failed").all()
+    assert failed["region"].isna().all()
+
+
+def test_nan_logits_are_invalid_and_not_a_perfect_attack(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        victim = load_victim(*args, **kwargs)
+        victim.postprocessing = lambda logits: logits * float("nan")
+        return victim
+
+    monkeypatch.setattr(runner, "load_victim", poisoned)
+    result = run_study(study_from(content))
+    assert result.computed == 0
+    table = read_records(tmp_path / "run")
+    assert set(table["status"]) == {"invalid_nonfinite"}
+    assert table["dice"].isna().all()
+
+
+def test_out_of_memory_is_a_status_of_its_own(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+        yield
+
+    monkeypatch.setattr(runner, "_compute", exhausted)
+    run_study(study_from(content))
+    assert set(read_records(tmp_path / "run")["status"]) == {"oom"}
+
+
+def test_no_usable_subject_and_missing_checkpoints_are_errors(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no usable subject"):
+        run_study(study_from({**content, "data": {"root": str(tmp_path / "empty")}}))
+    with pytest.raises(ConfigError, match="subjects nobody are not in"):
+        run_study(study_from({**content, "data": {**content["data"], "subjects": ["nobody"]}}))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run_study(study_from({**content, "victims": [{"name": "v", "checkpoint": "none.pt"}]}))
+
+
+def test_an_output_that_cannot_be_written_stops_with_advice(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MonaiAdvError, match=r"cannot write .*study\.json"):
+        run_study(study_from({**content, "output": str(tmp_path / "file" / "run")}))
+
+
+def test_every_nth_subject_by_name(content: dict[str, Any], tmp_path: Path) -> None:
+    content["data"]["every"] = 2
+    content["attacks"] = [{"name": "noise"}]
+    run_study(study_from(content))
+    assert set(read_records(tmp_path / "run")["subject"]) == {"BraTS2021_00000", "BraTS2021_00002"}
+
+
+def test_a_target_from_another_subject_is_on_this_subjects_grid(content: dict[str, Any], tmp_path: Path) -> None:
+    content["attacks"] = [
+        {"name": "targeted_ifgsm", "steps": 8, "target": {"subject": "BraTS2021_00002"}, "label": "to 2"}
+    ]
+    content["budgets"] = {"eps": [3.0]}
+    result = run_study(study_from(content))
+    assert result.problems == []
+    found = {item["subject"]: item for item in runner.scan(tmp_path / "data").items}
+    study = study_from(content)
+    head = Head("softmax")
+    own = cases.load(found["BraTS2021_00002"], study.data)
+    mask = cases.target_mask({"subject": "BraTS2021_00002"}, own, found, head)
+    assert torch.equal(mask, own.classes)
+    other = cases.target_mask({"file": found["BraTS2021_00001"]["label"]}, own, found, head)
+    assert other.shape == own.classes.shape
+    with pytest.raises(ConfigError, match="not in the cohort"):
+        cases.target_mask({"subject": "x"}, own, found, head)
+
+
+def test_label_voxels_outside_the_crop_count_as_missed(tmp_path: Path) -> None:
+    from builders import case_file, rewrite
+
+    make_case(tmp_path, "BraTS2021_00000")
+    path = case_file(tmp_path, "BraTS2021_00000", "label")
+
+    def stray(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        array = array.copy()
+        array[0, 0, 0] = 2
+        return array, affine
+
+    rewrite(stray)(path)
+    item = runner.scan(tmp_path).items[0]
+    config = study_from_data(tmp_path)
+    case = cases.load(item, config)
+    assert case.outside.tolist() == [2]
+    assert case.truth_outside(Head("softmax")) == {"WT": 1, "TC": 0, "ET": 0}
+
+
+def study_from_data(root: Path) -> Any:
+    from monai_adv.studies.config import DataConfig
+
+    return DataConfig(root=root, crop=0)

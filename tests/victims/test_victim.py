@@ -1,0 +1,261 @@
+"""Victim: the deployed pipeline, differentiable from end to end, left as it was found."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer, sliding_window_inference
+from torch import nn
+
+from monai_adv.errors import ConfigError, MonaiAdvError, NonFiniteError
+from monai_adv.inferers import GradientSlidingWindowInferer
+from monai_adv.transforms import NormalizeNonzeroBatch
+from monai_adv.victims import Victim
+from oracles import SHAPES, make_image, make_victim, out_channels, seeded, smooth_network
+
+
+def zscore(image: torch.Tensor) -> torch.Tensor:
+    """NormalizeIntensity(nonzero=True, channel_wise=True), out of place and channel by channel."""
+    samples = []
+    for sample in image:
+        channels = []
+        for channel in sample:
+            mask = (channel != 0).detach()
+            values = channel[mask]
+            normal = torch.zeros_like(channel)
+            normal[mask] = (values - values.mean()) / values.std(correction=0)
+            channels.append(normal)
+        samples.append(torch.stack(channels))
+    return torch.stack(samples)
+
+
+def plain_gradient(network: nn.Module, image: torch.Tensor, upstream: torch.Tensor, normalize=zscore) -> torch.Tensor:
+    """Automatic differentiation through MONAI's own tiler, keeping every window's graph."""
+    image = image.clone().requires_grad_(True)
+    network.eval()
+    window = (4,) * (image.ndim - 2)
+    logits = sliding_window_inference(
+        normalize(image), window, 2, lambda x: network(x).clone(), overlap=0.5, mode="gaussian"
+    )
+    return torch.autograd.grad((logits * upstream).sum(), image)[0]
+
+
+def victim_gradient(victim: Victim, image: torch.Tensor, upstream: torch.Tensor, support=None) -> torch.Tensor:
+    with victim.attacked(support, image):
+        image = image.clone().requires_grad_(True)
+        return torch.autograd.grad((victim(image) * upstream).sum(), image)[0]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("support", ["none", "foreground", "lesion", "everything"])
+def test_the_gradient_is_that_of_the_deployed_pipeline(dims, batch, support):
+    """To 1e-12, also where the support is smaller than the voxels that the normalisation couples."""
+    image = make_image(batch, dims) + 0.0
+    image = torch.where(image != 0, image + 3, image)  # scanner units: a mean that matters
+    victim = make_victim("windows", dims=dims)
+    upstream = torch.randn(batch, 4, *SHAPES[dims], generator=torch.Generator().manual_seed(5), dtype=image.dtype)
+    lesion = torch.zeros_like(image, dtype=torch.bool)
+    lesion[..., :2, :1] = True  # the last windows hold no such voxel
+    mask = {"none": None, "foreground": image != 0, "lesion": lesion & (image != 0), "everything": image == image}
+    chosen = mask[support]
+    expected = plain_gradient(victim.network, image, upstream)
+    found = victim_gradient(victim, image, upstream, chosen)
+    where = torch.ones_like(lesion) if chosen is None else chosen
+    torch.testing.assert_close(found[where], expected[where], rtol=1e-12, atol=1e-12)
+    assert expected[where].abs().max() > 1e-3
+
+
+def test_with_an_unknown_preprocessing_no_window_is_left_out():
+    """A mean over the volume couples all voxels; a preprocessing without gradient_support gets every window."""
+    network = smooth_network()
+    inferer = GradientSlidingWindowInferer((4, 4, 4), 2, overlap=0.5, mode="gaussian", keep_windows=0)
+
+    def shift(x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean((1, 2, 3, 4), keepdim=True)
+
+    victim = Victim(network, inferer, preprocessing=shift)
+    image = make_image(1)
+    support = torch.zeros_like(image, dtype=torch.bool)
+    support[..., :1, :1] = True
+    upstream = torch.randn_like(image)
+    found = victim_gradient(victim, image, upstream, support)
+    expected = plain_gradient(network, image, upstream, shift)
+    torch.testing.assert_close(found[support], expected[support], rtol=1e-12, atol=1e-12)
+
+
+def test_windows_without_support_get_no_backward_pass():
+    network = smooth_network()
+    calls = []
+    network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    image = make_image(1)
+    inferer = GradientSlidingWindowInferer((4, 4, 4), 1, overlap=0, keep_windows=0)
+    upstream = torch.ones_like(image)
+    corner = torch.zeros_like(image, dtype=torch.bool)
+    corner[0, 0, 0, 0, 0] = True
+    counts = []
+    for support in (corner, torch.ones_like(corner)):
+        calls.clear()
+        victim_gradient(Victim(network, inferer), image, upstream, support)
+        counts.append(len(calls))
+    windows = 1 * 2 * 2
+    assert counts == [windows + 1, 2 * windows]
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["linear", "smooth", "windows"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_shapes_predictions_and_that_the_network_is_left_alone(kind, head, dims):
+    victim = make_victim(kind, head, dims)
+    before = {name: value.clone() for name, value in victim.network.state_dict().items()}
+    image = make_image(2, dims)
+    logits = victim(image)
+    assert logits.shape == (2, out_channels(head), *SHAPES[dims])
+    assert torch.equal(victim.predict(image), victim.head.predict(logits))
+    assert victim.network.training
+    assert all(torch.equal(before[k], v) for k, v in victim.network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in victim.network.parameters())
+
+
+def test_the_forward_pass_is_monais():
+    image, victim = make_image(2), make_victim("windows")
+    logits = victim(image)
+    deployed = SlidingWindowInferer((4, 4, 4), 2, overlap=0.5, mode="gaussian")
+    with torch.no_grad():
+        expected = deployed(zscore(image), victim.network.eval())
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_mode_of_the_caller_counts():
+    victim, image = make_victim("smooth"), make_image(1).requires_grad_(True)
+    assert victim(image).requires_grad
+    with torch.no_grad():
+        assert not victim(image).requires_grad
+    assert not victim.predict(image).requires_grad
+
+
+def test_a_metatensor_gives_plain_logits_of_the_same_values():
+    victim, image = make_victim("windows"), make_image(2)
+    logits = victim(MetaTensor(image))
+    assert type(logits) is torch.Tensor
+    assert torch.equal(logits, victim(image))
+
+
+@pytest.mark.parametrize("kind", ["linear", "smooth", "windows"])
+def test_a_wrong_channel_count_is_explained(kind):
+    with pytest.raises(ConfigError, match="takes 4 channels but the data have 3"):
+        make_victim(kind)(make_image(1, channels=3))
+
+
+def test_a_network_whose_first_layer_is_not_its_entrance_is_not_refused():
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv3d(6, 4, 1)
+            self.stem = nn.Conv3d(4, 6, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.stem(x))
+
+    victim = Victim(seeded(HeadFirst))
+    assert victim(make_image(1)).shape == (1, 4, *SHAPES[3])
+    with pytest.raises(RuntimeError, match="expected input"):
+        victim(make_image(1, channels=6))
+
+
+def test_other_errors_of_the_network_pass_through():
+    def explode(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    network = smooth_network()
+    network.register_forward_hook(explode)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Victim(network)(make_image(1))
+    assert network.training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_logits_are_an_error(value):
+    network = smooth_network()
+    network[-1].bias.data[2] = value
+    with pytest.raises(NonFiniteError, match="NaN or infinite logits"):
+        Victim(network)(make_image(1))
+    assert network.training
+
+
+class Deep(nn.Module):
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.network, self.kind = smooth_network(), kind
+
+    def forward(self, x: torch.Tensor):
+        z = self.network(x)
+        return {"seg": z, "extra": z} if self.kind is dict else self.kind([z, z[:, :1]])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_of_several_outputs_the_first_is_the_logits(kind):
+    image = make_image(1)
+    assert torch.equal(Victim(Deep(kind).double())(image), Victim(smooth_network())(image))
+
+
+def test_a_dictionary_is_refused():
+    with pytest.raises(ConfigError, match="dictionary"):
+        Victim(Deep(dict).double())(make_image(1))
+
+
+def test_postprocessing_works_on_the_logits():
+    image, network = make_image(1), smooth_network()
+    assert torch.equal(Victim(network, postprocessing=lambda z: 2 * z)(image), 2 * Victim(network)(image))
+
+
+def test_a_denoiser_before_the_network_is_protected_too():
+    denoiser = seeded(functools.partial(nn.BatchNorm3d, 4))
+    before = denoiser.running_mean.clone()
+    victim = Victim(smooth_network(), preprocessing=denoiser)
+    image = make_image(2).requires_grad_(True)
+    victim(image).sum().backward()
+    assert torch.equal(denoiser.running_mean, before)
+    assert denoiser.training
+    assert denoiser.weight.grad is None
+    assert denoiser.weight.requires_grad
+
+
+def test_attacked_protects_once_and_ends_also_after_an_error():
+    victim = make_victim("smooth")
+    with pytest.raises(KeyError), victim.attacked():
+        assert not victim.network.training
+        victim(make_image(1))
+        assert not victim.network.training  # the inner call did not restore early
+        raise KeyError
+    assert victim.network.training
+    victim(make_image(1))
+    assert victim.network.training
+
+
+def test_a_module_that_forces_training_is_reported():
+    class Forces(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self[1].training = True
+            return super().forward(x)
+
+    network = Forces(*smooth_network())
+    before = network[1].running_mean.clone()
+    with pytest.raises(MonaiAdvError, match="running_mean"):
+        Victim(network)(make_image(2))
+    assert torch.equal(network[1].running_mean, before)
+
+
+def test_the_support_of_normalisation_is_what_it_couples():
+    image = torch.tensor([[[0.0, 0.0, 2.0, 5.0]]])
+    support = torch.tensor([[[True, False, False, True]]])
+    assert NormalizeNonzeroBatch.gradient_support(image, support).tolist() == [[[True, False, True, True]]]
+
+
+def test_its_name_shows():
+    text = repr(Victim(smooth_network(), name="distilled", head="sigmoid"))
+    assert "distilled" in text
+    assert "sigmoid" in text
