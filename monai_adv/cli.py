@@ -26,8 +26,22 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-out = Console()
+# a table that is piped or logged is not folded into 80 columns
+out = Console(width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True)
+CHECK_COLUMNS = (
+    "subject",
+    "status",
+    "scheme",
+    "shape",
+    "spacing",
+    "orientation",
+    "dtype",
+    "label_values",
+    "WT_ml",
+    "TC_ml",
+    "ET_ml",
+)
 
 
 def main() -> None:
@@ -93,15 +107,20 @@ def datalist(
 def check(
     root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
     scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV with every fact of every subject.")] = None,
 ) -> None:
     """Check every file of a folder before anything is run on it; exit code 1 if a subject cannot be used.
 
     Example: monai-adv check BraTS2021
     """
     from monai_adv.data import check_folder
+    from monai_adv.stats import write_csv
 
     report = check_folder(root, scheme)
-    _print_frame(report.to_frame(), f"{root}")
+    if output is not None:
+        write_csv(report.to_frame(), output)
+    shown = [c for c in CHECK_COLUMNS if c in report.to_frame().columns]
+    _print_frame(report.to_frame()[shown], f"{root}")
     for finding in report.findings:
         colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "cyan")
         out.print(f"[{colour}]{finding.severity}[/] {_escape(str(finding))}", highlight=False, soft_wrap=True)

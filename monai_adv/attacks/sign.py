@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -95,8 +96,8 @@ class PGD(Attack):
     ) -> None:
         super().__init__(threat, loss, **options)
         self.steps = _positive("steps", steps)
-        if step_size is not None and not step_size > 0:
-            raise ConfigError(f"step_size must be > 0, got {step_size}")
+        if step_size is not None and not (isinstance(step_size, (int, float)) and 0 < step_size < math.inf):
+            raise ConfigError(f"step_size must be > 0 and finite, got {step_size!r}")
         self.step_size = step_size
         self.random_start = bool(random_start)
         self.restarts = _positive("restarts", restarts)
@@ -176,6 +177,6 @@ class TargetedIFGSM(IFGSM):
 
 
 def _positive(name: str, value: int) -> int:
-    if int(value) != value or value < 1:
-        raise ConfigError(f"{name} must be an integer >= 1, got {value}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or not value >= 1:
+        raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
     return int(value)

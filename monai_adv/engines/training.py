@@ -17,7 +17,7 @@ from monai.data import CacheDataset, DataLoader, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.inferers import SimpleInferer
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from monai.transforms import (
     Compose,
     CropForegroundd,
@@ -114,7 +114,7 @@ def training_transforms(config: TrainConfig) -> Compose:
 
 
 def training_loss(head: Head) -> nn.Module:
-    """Dice + cross entropy over the head's channels (MONAI's DiceCELoss, batch Dice)."""
+    """Dice (over the batch) + cross entropy of the head's channels, from MONAI's losses."""
     if head.exclusive:
         return DiceCELoss(
             softmax=True, to_onehot_y=True, include_background=False, batch=True, smooth_nr=1, smooth_dr=1
@@ -123,14 +123,20 @@ def training_loss(head: Head) -> nn.Module:
 
 
 class _BitsLoss(nn.Module):
-    """DiceCELoss wants float bits: MONAI 1.6 raises on the bool labels its own BraTS transform gives."""
+    """Dice + binary cross entropy of overlapping regions.
+
+    MONAI's DiceCELoss takes a softmax cross entropy for several channels even with ``sigmoid=True``, in which voxels
+    outside every region count nothing, and raises on the bool labels of its own BraTS transform.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.loss = DiceCELoss(sigmoid=True, batch=True, smooth_nr=1, smooth_dr=1)
+        self.dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=1, smooth_dr=1)
+        self.bce = nn.BCEWithLogitsLoss()
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        return self.loss(logits, label.to(logits.dtype))
+        label = label.to(logits.dtype)
+        return self.dice(logits, label) + self.bce(logits, label)
 
 
 def train(

@@ -167,7 +167,8 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
             ConfigError: where no logits can be told in what the network returned, or the support does not fit.
         """
         if not torch.is_grad_enabled():
-            return cast(torch.Tensor, super().__call__(inputs, functools.partial(_predict, network), *args, **kwargs))
+            predictor = functools.partial(_predict, network, inputs.untyped_storage().data_ptr())
+            return cast(torch.Tensor, super().__call__(inputs, predictor, *args, **kwargs))
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         support = self._checked(self._support if support is None else support, volume)
         condition = kwargs.get("condition")
@@ -246,8 +247,10 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         return support.expand(volume.shape[0], *support.shape[1:])
 
 
-def _predict(network: Callable[..., Any], window: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _predict(
+    network: Callable[..., Any], storage: int, window: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
     """The logits of a window batch, in memory of their own: MONAI multiplies them in place."""
-    if window._is_view():
-        window = window.clone()
+    if window.untyped_storage().data_ptr() == storage:
+        window = window.clone()  # a view of the volume, which no network shall write into
     return logits_of(network(window, *args, **kwargs), window).clone()

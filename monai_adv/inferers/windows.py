@@ -99,6 +99,7 @@ class WindowPass:
         self._volume_bytes = volume.numel() * volume.element_size()
         self._free = available_memory(self.sw_device) if keep == "auto" else 0
         self._graph_bytes = 0
+        self._depends = False  # whether any logits came with a graph
         self._closed = False  # once a graph was not kept no later one is
 
     # ------------------------------------------------------------------------------------------------ forward
@@ -151,6 +152,7 @@ class WindowPass:
         strangers = self._strangers(logits)
         self.leaves += strangers
         self._known.update(id(t) for t in strangers)
+        self._depends = self._depends or logits.requires_grad
 
     def _room(self, index: int) -> bool:
         """Whether the graph of window batch ``index`` is kept."""
@@ -189,11 +191,10 @@ class WindowPass:
             The volume's gradient and those of the leaves; None for what is not wanted or was not used.
         """
         leaves = [leaf for leaf, wanted in zip(self.leaves, wants_leaves) if wanted]
-        shared = any(id(leaf) not in self._own for leaf in self.leaves)  # graphs may meet before the pass
         total: torch.Tensor | None = torch.zeros_like(volume) if wants_input else None
         sums: list[torch.Tensor | None] = [None] * len(leaves)
         weight, count = self._weights(upstream, importance)
-        ran = depended = False
+        ran = False
         with self.state.replay() as restore:
             for windows, batch in self._groups(upstream, None if leaves else support):
                 ran = True
@@ -201,18 +202,11 @@ class WindowPass:
                 if graph is None:
                     restore(batch.snapshot)
                     graph = self._recompute(volume, windows)
-                if not graph.logits.requires_grad:
-                    continue  # this window's result was a constant
-                depended = True
-                sought: list[Any] = ([graph.start] if total is not None else []) + leaves
-                share = torch.cat([self._share(upstream, w, weight, count) for w in windows]).to(graph.logits)
-                found = list(torch.autograd.grad(graph.logits, sought, share, allow_unused=True, retain_graph=shared))
-                if total is not None and (of_windows := found.pop(0)) is not None:
-                    for window, part in zip(windows, of_windows.to(total)):
-                        total[window] += part
-                # out of place: gradients of different leaves may share their memory
-                sums = [b if a is None else a if b is None else a + b for a, b in zip(sums, found)]
-        if ran and not depended:
+                if graph.logits.requires_grad:  # else this window's result was a constant
+                    share = [self._share(upstream, w, weight, count) for w in windows]
+                    self._pull(graph, share, windows, total, leaves, sums)
+                del graph  # before the next one is built
+        if ran and not self._depends:
             raise ConfigError(
                 "no window's logits depend on the input or the parameters in a differentiable way (argmax, detach or "
                 "torch.no_grad inside the network?), so there is no gradient to take"
@@ -223,6 +217,31 @@ class WindowPass:
             sums = [torch.zeros_like(leaf) for leaf in leaves]
         found_iter = iter(sums)
         return total, [next(found_iter) if wanted else None for wanted in wants_leaves]
+
+    def _pull(
+        self,
+        graph: _Graph,
+        share: list[torch.Tensor],
+        windows: Sequence[Window],
+        total: torch.Tensor | None,
+        leaves: Sequence[torch.Tensor],
+        sums: list[torch.Tensor | None],
+    ) -> None:
+        """Adds one window batch's gradient to the volume's and the leaves'."""
+        self._depends = True
+        sought: list[Any] = ([graph.start] if total is not None else []) + list(leaves)
+        # where no module owns a leaf, graphs of several windows may meet in a part computed before the pass
+        shared = any(id(leaf) not in self._own for leaf in self.leaves)
+        upstream = torch.cat(share).to(graph.logits)
+        share.clear()
+        found = list(torch.autograd.grad(graph.logits, sought, upstream, allow_unused=True, retain_graph=shared))
+        if total is not None and (parts := found.pop(0)) is not None:
+            for window, part in zip(windows, parts.to(total)):
+                total[window] += part
+        for k, addend in enumerate(found):
+            so_far = sums[k]
+            if addend is not None:  # out of place: gradients of different leaves may share their memory
+                sums[k] = addend if so_far is None else so_far + addend
 
     def _recompute(self, volume: torch.Tensor, windows: list[Window]) -> _Graph:
         batch = torch.cat([volume[w] for w in windows]).to(self.sw_device)

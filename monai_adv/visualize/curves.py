@@ -30,7 +30,7 @@ def dice_curves(records: Records, *, confidence: float = 0.95, resamples: int = 
     level a horizontal line. Where there are several victims, each has a row of panels.
 
     Args:
-        records: tidy records (see the README of a run); used columns: subject, attack, eps, region, dice and, where
+        records: tidy records; used columns: subject, attack, eps, region, dice and, where
             present, victim, norm, units, status (only "ok" counts). Rows with the attack "clean" give the clean
             level. Several rows of one subject in one setting are averaged first.
         confidence: of the bands.

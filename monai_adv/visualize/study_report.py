@@ -95,13 +95,14 @@ def _montages(folder: Path, records: pd.DataFrame, study: StudyConfig) -> dict[s
     eps = _budget(study)
     keys = ["subject", "victim", "attack", "eps", "units", "norm", "setting"]
     units = scored[keys].drop_duplicates()
-    for identity in units[(units["eps"] == eps) & (units["attack"] != "noise")].to_dict("records"):
+    for row in units[(units["eps"] == eps) & (units["attack"] != "noise")].to_dict("records"):
+        identity = {str(k): v for k, v in row.items()}
         attacked = load_volumes(volumes_path(folder, identity))
         same = (units["subject"] == identity["subject"]) & (units["victim"] == identity["victim"])
-        clean_identity = units[same & (units["attack"] == "clean")].to_dict("records")
-        if attacked is None or not clean_identity:
+        found_clean = units[same & (units["attack"] == "clean")].to_dict("records")
+        if attacked is None or not found_clean:
             continue
-        clean = load_volumes(volumes_path(folder, clean_identity[0]))
+        clean = load_volumes(volumes_path(folder, {str(k): v for k, v in found_clean[0].items()}))
         if clean is None:
             continue
         title = f"{identity['subject']}, {identity['victim']}, {identity['setting']}"

@@ -187,6 +187,10 @@ def test_networks_that_work_in_place_on_their_input(sw_batch_size: int) -> None:
     image = volume((12, 19))
     before = image.detach().clone()
     compare(ours, image, network, lambda x: network(x.clone()), **options)
+    with torch.no_grad():
+        ours(image, network)
+    with torch.inference_mode():
+        ours(image, network)
     assert torch.equal(image, before)
 
 
@@ -294,6 +298,12 @@ class TestCalls:
         assert self.run(0, lambda z: z.sum() * 0) == []
         assert self.run(0, lambda z: z[..., :8, :8].sum(), training=True) == [2]  # may couple a batch: left together
         assert self.run(3, lambda z: z[..., :8, :8].sum()) == []
+
+    def test_no_window_at_all_gives_zeros(self) -> None:
+        network, image = tiny(2), volume((8, 16))
+        logits = GradientSlidingWindowInferer(roi_size=8, keep_windows=0)(image, network)
+        for found in torch.autograd.grad(logits.sum() * 0, [image, *network.parameters()]):
+            assert not found.any()
 
     def test_windows_without_support(self) -> None:
         support = torch.zeros(1, 1, 16, 24, dtype=torch.bool)
@@ -542,6 +552,16 @@ class TestReplay:
             assert error(one, other) <= 10 * TOLERANCE
         for mine, theirs in zip(network.buffers(), twin.buffers()):
             assert torch.equal(mine, theirs)
+
+    def test_what_happened_in_the_meantime_stays(self) -> None:
+        """Random numbers and running statistics go on from where they were when the backward pass began."""
+        network = nn.Sequential(*tiny(2), nn.Dropout(0.5), nn.BatchNorm2d(3).double()).train()
+        logits = GradientSlidingWindowInferer(**self.OPTIONS, keep_windows=0)(volume((12, 19)), network)
+        network(volume((8, 8)))
+        random, buffers = torch.get_rng_state(), [b.clone() for b in network.buffers()]
+        logits.sum().backward()
+        assert torch.equal(torch.get_rng_state(), random)
+        assert all(torch.equal(now, before) for now, before in zip(network.buffers(), buffers))
 
     def test_random_numbers_in_eval_mode(self) -> None:
         """A randomised defense draws at inference: skipping windows must not change who draws what."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
+from oracles import SHAPES, make_label, out_channels
 
 from monai_adv.errors import ConfigError
 from monai_adv.losses import (
@@ -21,7 +22,6 @@ from monai_adv.losses import (
     logit_margin,
 )
 from monai_adv.victims import Head
-from oracles import SHAPES, make_label, out_channels
 
 HEADS = ["softmax", "sigmoid"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracles import SHAPES, make_label, out_channels
 
 from monai_adv.errors import ConfigError
 from monai_adv.losses import RULES, hide, make_target, target_agreement
 from monai_adv.victims import Head
-from oracles import SHAPES, make_label, out_channels
 
 SOFTMAX, SIGMOID = Head("softmax"), Head("sigmoid")  # sigmoid channels: TC, WT, ET
 

@@ -111,7 +111,7 @@ def test_out_of_memory_is_a_status_of_its_own(
 
 def test_no_usable_subject_and_missing_checkpoints_are_errors(content: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no usable subject"):
+    with pytest.raises(DataError, match="no cases found"):
         run_study(study_from({**content, "data": {"root": str(tmp_path / "empty")}}))
     with pytest.raises(ConfigError, match="subjects nobody are not in"):
         run_study(study_from({**content, "data": {**content["data"], "subjects": ["nobody"]}}))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from oracles import make_image
 
 from monai_adv.errors import ConfigError
 from monai_adv.threats import L2, THREATS, LInf, create_threat, foreground, unit_scale
-from oracles import make_image
 
 NORMS = list(THREATS)
 
@@ -193,11 +193,12 @@ def test_l2_projection_by_numpy(units, dims):
 @pytest.mark.parametrize("norm", NORMS)
 def test_projection_keeps_what_is_inside_bit_for_bit(norm, dtype):
     image = make_image(4, dtype=dtype)
-    ball = create_threat(norm, eps=5.0, units="absolute", bounds=None).bind(image)
-    near = torch.where(image != 0, moved(image, 0.01), image)
+    ball = create_threat(norm, eps=500.0, units="absolute", bounds=None).bind(image)
+    near = torch.where(image != 0, moved(torch.zeros_like(image)), image)
+    assert not torch.equal(image + (near - image), near)  # what a needless shrinking by a factor of 1 would do
     assert torch.equal(ball.project(near), near)
     assert torch.equal(ball.project(image), image)
-    once = ball.project(moved(image, 20))
+    once = ball.project(moved(image, 2000))
     torch.testing.assert_close(ball.project(once), once)
 
 

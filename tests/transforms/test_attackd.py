@@ -6,10 +6,10 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad
+from oracles import make_image, make_label, make_victim
 
 from monai_adv import attacks
 from monai_adv.transforms import Attackd, RandAttackd
-from oracles import make_image, make_label, make_victim
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, NormalizeIntensity
+from oracles import make_image
 
 from monai_adv.transforms import NormalizeNonzero, NormalizeNonzeroBatch, NormalizeNonzerod
-from oracles import make_image
 
 MONAI = NormalizeIntensity(nonzero=True, channel_wise=True)
 

@@ -99,13 +99,26 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     assert [p.name for p in saved.parent.iterdir()] == ["victim.pt"]
 
 
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
-def test_what_the_configuration_says_is_built(head):
+def test_saving_again_replaces_the_file_instead_of_writing_into_it(saved):
+    """Whoever has the old file open keeps it whole."""
+    before = saved.read_bytes()
+    with saved.open("rb") as reader:
+        network, config = small()
+        save_checkpoint(saved, network, replace(config, training={"seed": 4}))
+        assert reader.read() == before
+    assert read_checkpoint(saved)[1].training == {"seed": 4}
+
+
+@pytest.mark.parametrize(
+    ("head", "regions"), [("softmax", {"whole": [1, 2, 3]}), ("sigmoid", ["core", "whole", "enhancing"])]
+)
+def test_what_the_configuration_says_is_built(head, regions):
     network, config = small(head)
-    config = replace(config, overlap=0.25, mode="constant", sw_batch_size=3, preprocessing="none")
+    config = replace(config, overlap=0.125, mode="constant", sw_batch_size=3, preprocessing="none", regions=regions)
     victim = build_victim(network, config, name="n", keep_windows=1)
     inferer = victim.inferer
-    assert (tuple(inferer.roi_size), inferer.overlap, inferer.sw_batch_size) == ((8, 8, 8), 0.25, 3)
+    assert (tuple(inferer.roi_size), inferer.overlap, inferer.sw_batch_size) == ((8, 8, 8), 0.125, 3)
+    assert victim.head.region_names == tuple(regions)
     assert (inferer.mode, inferer.keep_windows) == ("constant", 1)
     assert victim.preprocessing is None
     assert victim.name == "n"

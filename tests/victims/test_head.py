@@ -6,10 +6,10 @@ import pytest
 import torch
 from monai.metrics import DiceMetric
 from monai.transforms import ConvertToMultiChannelBasedOnBratsClasses
+from oracles import make_label, out_channels
 
 from monai_adv.errors import ConfigError
 from monai_adv.victims import Head, as_head, mean_dice
-from oracles import make_label, out_channels
 
 SHAPE = (3, 4, 5)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer, sliding_window_inference
+from oracles import SHAPES, make_image, make_victim, out_channels, seeded, smooth_network
 from torch import nn
 
 from monai_adv.errors import ConfigError, MonaiAdvError, NonFiniteError
 from monai_adv.inferers import GradientSlidingWindowInferer
 from monai_adv.transforms import NormalizeNonzeroBatch
 from monai_adv.victims import Victim
-from oracles import SHAPES, make_image, make_victim, out_channels, seeded, smooth_network
 
 
 def zscore(image: torch.Tensor) -> torch.Tensor:
@@ -226,14 +226,35 @@ def test_a_denoiser_before_the_network_is_protected_too():
 
 def test_attacked_protects_once_and_ends_also_after_an_error():
     victim = make_victim("smooth")
-    with pytest.raises(KeyError), victim.attacked():
-        assert not victim.network.training
-        victim(make_image(1))
-        assert not victim.network.training  # the inner call did not restore early
-        raise KeyError
+
+    def attack() -> None:
+        with victim.attacked():
+            assert not victim.network.training
+            victim(make_image(1))
+            assert not victim.network.training  # the inner call did not restore early
+            raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        attack()
     assert victim.network.training
     victim(make_image(1))
     assert victim.network.training
+
+
+def test_attacked_protects_once_for_all_its_passes():
+    class Counts(nn.Sequential):
+        changes = 0
+
+        def train(self, mode: bool = True) -> Counts:
+            self.changes += 1
+            return super().train(mode)
+
+    network = Counts(*smooth_network())
+    victim = Victim(network)
+    with victim.attacked():
+        for _ in range(3):
+            victim(make_image(1))
+    assert network.changes == 1
 
 
 def test_a_module_that_forces_training_is_reported():
