@@ -97,7 +97,7 @@ def datalist(
     if output is None:
         print(text)
         return
-    from monai_adv.studies.units import write_atomic
+    from monai_adv.data.files import write_atomic
 
     write_atomic(output, text.encode())
     out.print(f"written to {output}")

@@ -11,6 +11,10 @@ class DataError(MonaiAdvError, ValueError):
     """A file or a folder of images is not what it should be."""
 
 
+class WriteError(DataError):
+    """A file cannot be written: the folder is read-only or the disk is full. A run cannot go on."""
+
+
 class ConfigError(MonaiAdvError, ValueError):
     """A study, an option or a combination of options cannot work."""
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from monai_adv.data.files import atomic_file
 from monai_adv.data.labels import as_numpy
 from monai_adv.errors import DataError
 
@@ -75,38 +72,6 @@ def save_nifti(
         else:
             image.to_stream(stream)
     return destination
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
-    """Open a file that appears under its name only when the block ends without an error.
-
-    Args:
-        path: destination; missing folders are made.
-
-    Yields:
-        A binary stream on a hidden temporary file in the same folder, synced and renamed at the end.
-
-    Raises:
-        DataError: if the folder is read-only, the disk is full, or the file cannot be written for another reason.
-    """
-    destination = Path(path)
-    temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.tmp")  # shared folders: no pid
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, destination)
-    except OSError as error:
-        raise DataError(
-            f"{destination}: cannot be written ({error.strerror or error}). Free space or choose a folder you may "
-            "write to."
-        ) from error
-    finally:
-        with suppress(OSError):  # gone already, or never made
-            temporary.unlink()
 
 
 def _geometry(like: MetaTensor | str | os.PathLike[str]) -> _Geometry:

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
 from monai_adv.stats import Comparison, compare, holm, wilcoxon
 from monai_adv.studies.config import CompareConfig
-from monai_adv.studies.units import safe_name, write_atomic
+from monai_adv.studies.units import safe_name
 
 ORDER = ("clean", "noise", "fgsm", "ifgsm")
 """Attacks whose mean Dice is expected to fall in this order at one budget."""
+MINIMUM = 6
+"""Subjects below which no p-value is claimed."""
 
 
 @dataclass
@@ -90,7 +93,8 @@ def ordering(records: pd.DataFrame, eps: float | None = None, alpha: float = 0.0
         alpha: level for Holm over all rows.
 
     Returns:
-        One row per victim, region and neighbouring pair: means, Hodges-Lehmann difference, p, p_holm, holds.
+        One row per victim, region and neighbouring pair: means, Hodges-Lehmann difference, p, p_holm and whether the
+        order holds; no p below six subjects.
     """
     attacked = records[records["attack"] != "clean"]
     if attacked.empty:
@@ -107,7 +111,7 @@ def ordering(records: pd.DataFrame, eps: float | None = None, alpha: float = 0.0
                 {
                     "victim": victim, "region": region, "eps": budget, "expected": f"{higher} > {lower}", "n": test.n,
                     "mean_higher": wide[higher].mean(), "mean_lower": wide[lower].mean(),
-                    "hodges_lehmann": test.hodges_lehmann, "p": test.pvalue,
+                    "hodges_lehmann": test.hodges_lehmann, "p": test.pvalue if test.n >= MINIMUM else float("nan"),
                 }
             )  # fmt: skip
     table = pd.DataFrame(rows)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
-from monai_adv.studies.units import UnitStore, write_atomic
+from monai_adv.studies.units import UnitStore
 
 FIRST = (
     "subject", "victim", "attack", "eps", "units", "norm", "setting", "region", "dice", "hd95", "iou", "truth_voxels",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from monai_adv.data import scan
-from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError
+from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError, WriteError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
 from monai_adv.studies.config import AttackEntry, StudyConfig
@@ -113,9 +113,9 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
                             save_volumes(volumes_path(result.folder, unit.identity), volumes, unit.key)
                         store.write(unit.identity, unit.key, content)
                         result.computed += 1
+                except WriteError:
+                    raise  # the next unit could not be written either
                 except (MonaiAdvError, RuntimeError, MemoryError) as error:
-                    if isinstance(error, MonaiAdvError) and str(error).startswith("cannot write"):
-                        raise
                     result.problems.append(_failed(store, wanted, error))
                 if case is None:
                     break  # the subject cannot be loaded: said once, not for every setting

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from monai_adv.errors import MonaiAdvError
+from monai_adv.data.files import write_atomic
 from monai_adv.handlers import jsonable
 
 SCHEMA = 1
@@ -31,30 +29,6 @@ def safe_name(text: str) -> str:
     """A file name for an identifier: letters, digits, dot, dash and underscore only, never a path."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip(".")
     return cleaned[:100] or "_"
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one.
-
-    Raises:
-        MonaiAdvError: if the folder is read-only or the disk is full; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MonaiAdvError(
-            f"cannot write {path}: {error.strerror}; make the folder writable or free some space, then run the same "
-            "command again: finished units are kept"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from monai_adv.studies.units import digest, safe_name, write_atomic
+from monai_adv.data.files import write_atomic
+from monai_adv.studies.units import digest, safe_name
 
 
 def volumes_path(folder: Path, identity: Mapping[str, Any]) -> Path:

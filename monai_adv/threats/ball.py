@@ -35,7 +35,11 @@ class Ball(ABC):
 
     @abstractmethod
     def project(self, image: Tensor) -> Tensor:
-        """The allowed image nearest to ``image``: inside budget and bounds, equal to ``clean`` outside the support."""
+        """Bring an image inside budget and bounds, and back to ``clean`` outside the support.
+
+        The budget comes first and the bounds after it, which only shortens the perturbation; for L-inf that is the
+        nearest allowed image.
+        """
 
     @abstractmethod
     def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:

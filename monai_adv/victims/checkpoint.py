@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_adv import __version__
+from monai_adv.data.files import atomic_file
 from monai_adv.errors import CheckpointError, ConfigError
 from monai_adv.inferers import GradientSlidingWindowInferer
 from monai_adv.networks import build_network
@@ -76,13 +76,8 @@ def save_checkpoint(path: str | Path, network: nn.Module, config: VictimConfig, 
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     _require_finite(state, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save({"format": FORMAT, "version": __version__, "config": plain, "state_dict": state}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as stream:
+        torch.save({"format": FORMAT, "version": __version__, "config": plain, "state_dict": state}, stream)
     return path
 
 

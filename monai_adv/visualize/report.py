@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from monai_adv.data.writing import atomic_file
+from monai_adv.data.files import atomic_file
 from monai_adv.stats import tables as stats_tables
 
 from .style import figure_bytes

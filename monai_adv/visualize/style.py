@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from monai_adv.data.writing import atomic_file
+from monai_adv.data.files import atomic_file
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), without its yellow, which is lost on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A")

@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(DataError, match=r"out\.nii: cannot be written"):
+        with pytest.raises(DataError, match=r"cannot write .*out\.nii"):
             save_nifti(np.zeros((40, 40, 40), np.uint8), grid, tmp_path / "out.nii")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     grid = write_nifti(tmp_path / "grid.nii", np.zeros((4, 4, 4), np.uint8))
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="cannot write"):
         save_nifti(np.zeros((4, 4, 4), np.uint8), grid, grid / "below_a_file.nii")
 
     def refuse(*_):

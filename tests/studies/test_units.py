@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from monai_adv.data.files import write_atomic
 from monai_adv.errors import MonaiAdvError
-from monai_adv.studies.units import UnitStore, digest, safe_name, write_atomic
+from monai_adv.studies.units import UnitStore, digest, safe_name
 
 UNIT = {"subject": "s1", "victim": "v", "attack": "fgsm", "eps": 0.1}
 

@@ -224,7 +224,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"r\.html"):
         write_report(tmp_path / "file" / "r.html", **content())
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="cannot write"):
         save_figure(figure(), tmp_path / "file" / "x")
 
 

@@ -6,8 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,6 +17,7 @@ import scipy
 import torch
 
 from monai_adv import __version__
+from monai_adv.data.files import write_atomic
 from monai_adv.data.simulation.acquisition import CONTRASTS
 from monai_adv.data.simulation.geometry import Geometry
 from monai_adv.data.simulation.subject import RECIPE, SimulatedSubject
@@ -69,7 +68,7 @@ def write_subject(job: Job, subject: SimulatedSubject) -> None:
     checksums = {}
     for name, data in [*zip(CONTRASTS, images), ("seg", subject.label)]:
         content = nifti_bytes(data, subject.affine)
-        write_atomically(job.path(name), content)
+        write_atomic(job.path(name), content)
         checksums[job.path(name).name] = hashlib.sha256(content).hexdigest()
     facts = {
         "subject": job.case,
@@ -85,7 +84,7 @@ def write_subject(job: Job, subject: SimulatedSubject) -> None:
         },
         "sha256": checksums,
     }
-    write_atomically(job.metadata, _json_bytes(facts))
+    write_atomic(job.metadata, _json_bytes(facts))
 
 
 def is_finished(job: Job) -> bool:
@@ -137,13 +136,13 @@ def write_cohort_file(folder: Path, jobs: list[Job]) -> None:
     content = _json_bytes(cohort)
     path = folder / COHORT_FILE
     if not path.is_file() or path.read_bytes() != content:
-        write_atomically(path, content)
+        write_atomic(path, content)
 
 
 def copy_notice(folder: Path) -> None:
     """Put the copyright notice of the template beside what is derived from it."""
     notice = resources.files(__package__ or "") / "assets" / NOTICE
-    write_atomically(folder / NOTICE, notice.read_bytes())
+    write_atomic(folder / NOTICE, notice.read_bytes())
 
 
 def nifti_bytes(data: np.ndarray, affine: np.ndarray) -> bytes:
@@ -156,19 +155,6 @@ def nifti_bytes(data: np.ndarray, affine: np.ndarray) -> bytes:
     with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
         file.write(image.to_bytes())
     return buffer.getvalue()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that a reader never meets half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _json_bytes(value: object) -> bytes:

@@ -1,0 +1,50 @@
+"""Files that are either the old one or the whole new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from monai_adv.errors import WriteError
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
+    """Open a file that appears under its name only when the block ends without an error.
+
+    Args:
+        path: destination; missing folders are made.
+
+    Yields:
+        A binary stream on a hidden temporary file in the same folder, synced and renamed at the end.
+
+    Raises:
+        WriteError: if the folder is read-only, the disk is full, or the file cannot be written for another reason.
+    """
+    destination = Path(path)
+    temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.tmp")  # shared folders: no pid
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, destination)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write {destination}: {error.strerror or error}; make the folder writable or free some space, then "
+            "run the same command again: what is finished is kept"
+        ) from error
+    finally:
+        with suppress(OSError):  # gone already, or never made
+            temporary.unlink()
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write bytes through :func:`atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(content)
