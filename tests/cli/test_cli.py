@@ -12,18 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 from builders import make_case, make_cohort
+from cli_caller import call
 from victims_on_disk import tiny_checkpoint
-
-from monai_adv import cli
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command line in this process; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["monai-adv", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    code = ended.value.code
-    return int(code) if code is not None else 0
 
 
 @pytest.fixture
