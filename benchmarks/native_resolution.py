@@ -15,7 +15,7 @@ import torch
 
 from monai_adv import attacks
 from monai_adv.data import brats_datalist, load_case
-from monai_adv.victims import load_victim
+from monai_adv.victims import load_victim, read_checkpoint
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--roi", type=int, default=None, help="window side; the checkpoint's if left out")
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--keep-windows", default="0")
+    parser.add_argument("--resample", action="store_true", help="run the network at the voxel size of its training")
     options = parser.parse_args()
 
     items = brats_datalist(options.folder)
@@ -37,6 +38,10 @@ def main() -> None:
     roi = [options.roi] * 3 if options.roi else None
     victim = load_victim(options.checkpoint, overlap=options.overlap, roi_size=roi, keep_windows=keep)
     case = load_case(item)
+    if options.resample:
+        working = read_checkpoint(options.checkpoint)[1].spacing
+        native = torch.linalg.norm(torch.as_tensor(case["image"].affine)[:3, :3], dim=0).tolist()
+        victim = victim.resampled(native, working)
     image, classes = case["image"][None].as_tensor(), case["label"][None].as_tensor()
     extra = {"steps": options.steps} if options.attack not in ("noise", "fgsm") else {}
     attack = attacks.create(options.attack, eps=options.eps, **extra)

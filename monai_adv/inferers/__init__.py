@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .convert import differentiable
+from .resampled import ResampledInferer
 from .sliding_window import GradientSlidingWindowInferer
 
-__all__ = ["GradientSlidingWindowInferer", "differentiable"]
+__all__ = ["GradientSlidingWindowInferer", "ResampledInferer", "differentiable"]

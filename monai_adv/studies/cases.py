@@ -13,8 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import CropForeground, Orientation, ResampleToMatch
 from torch import Tensor
 
-from monai_adv.data import load_case
-from monai_adv.data.masks import load_mask
+from monai_adv.data import load_case, load_mask
 from monai_adv.errors import ConfigError
 from monai_adv.studies.config import DataConfig
 from monai_adv.victims import Head

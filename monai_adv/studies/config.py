@@ -40,7 +40,17 @@ class DataConfig(_Strict):
 
 
 class VictimEntry(_Strict):
-    """A checkpoint and how it is deployed; None keeps what the checkpoint says."""
+    """A checkpoint and how it is deployed; None keeps what the checkpoint says.
+
+    Args:
+        name: how tables call it.
+        checkpoint: file written by ``monai-adv train``.
+        overlap: overlap of windows.
+        mode: blending.
+        roi_size: window in voxels.
+        sw_batch_size: windows per forward.
+        resample: run the network at the voxel size it was trained at, whatever the scan's is.
+    """
 
     name: str
     checkpoint: Path
@@ -48,6 +58,7 @@ class VictimEntry(_Strict):
     mode: Literal["gaussian", "constant"] | None = None
     roi_size: list[int] | None = None
     sw_batch_size: int | None = Field(default=None, ge=1)
+    resample: bool = False
 
 
 class AttackEntry(BaseModel):

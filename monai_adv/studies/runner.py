@@ -20,7 +20,7 @@ from monai_adv.studies.provenance import versions
 from monai_adv.studies.records import write_records
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
 from monai_adv.studies.volumes import save_volumes, volumes_path
-from monai_adv.victims import Victim, load_victim
+from monai_adv.victims import Victim, load_victim, read_checkpoint
 from monai_adv.victims.checkpoint import file_hash
 
 logger = logging.getLogger(__name__)
@@ -199,6 +199,7 @@ def _compute(
     study: StudyConfig, victim: Victim, case: cases.Case, units: list[_Unit], items: dict[str, dict[str, Any]]
 ) -> Iterator[tuple[_Unit, dict[str, Any], dict[str, Any] | None]]:
     """Results of the units of one attack: content to store and volumes to draw."""
+    victim = _at_spacing(study, victim, case)
     image = case.image.to(study.device)
     label = victim.head.label_from_classes(case.classes).to(study.device)
     entry = units[0].entry
@@ -231,6 +232,17 @@ def _compute(
             "best_step": int(found.best_step[0]),
         }
         yield unit, content, _volumes(case, found.image, found.prediction, victim)
+
+
+def _at_spacing(study: StudyConfig, victim: Victim, case: cases.Case) -> Victim:
+    """The victim for this case's voxels; resampling only where the study asks for it."""
+    entry = next(v for v in study.victims if v.name == victim.name)
+    if not entry.resample:
+        return victim
+    working = read_checkpoint(entry.checkpoint)[1].spacing
+    if working is None:
+        raise ConfigError(f"victim {victim.name}: its checkpoint does not say at which spacing it was trained")
+    return victim.resampled(case.spacing, working)
 
 
 def _rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
 from monai_adv.errors import ConfigError, NonFiniteError
+from monai_adv.inferers import ResampledInferer
 from monai_adv.victims.guard import guard
 from monai_adv.victims.head import Head, as_head
 
@@ -95,6 +96,16 @@ class Victim:
                 yield self
             finally:
                 self._guarded = previous
+
+    def resampled(self, spacing: Sequence[float], working_spacing: Sequence[float]) -> Victim:
+        """The same victim for images of another voxel size: see :class:`monai_adv.inferers.ResampledInferer`.
+
+        Args:
+            spacing: voxel size of the images in mm, one per axis.
+            working_spacing: voxel size the network was trained at.
+        """
+        inferer = ResampledInferer(self.inferer, spacing, working_spacing)
+        return Victim(self.network, inferer, self.head, self.preprocessing, self.postprocessing, self.name)
 
     def _protected(self) -> AbstractContextManager[Any]:
         if self._guarded:
