@@ -13,6 +13,7 @@ from monai_adv.data.labels import (
     region_masks,
 )
 from monai_adv.data.loading import LoadCased, load_case
+from monai_adv.data.masks import load_mask
 from monai_adv.data.preflight import PreflightReport, check_folder, check_item
 from monai_adv.data.simulation import simulate_cohort
 from monai_adv.data.writing import save_nifti
@@ -29,6 +30,7 @@ __all__ = [
     "check_folder",
     "check_item",
     "load_case",
+    "load_mask",
     "region_channels",
     "region_masks",
     "save_nifti",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,19 +55,15 @@ class ResampledInferer(Inferer):
     def restrict(self, support: torch.Tensor | None) -> Iterator[ResampledInferer]:
         """Hand the support on, as the coarse voxels that hold a part of it."""
         inner = getattr(self.inferer, "restrict", None)
-        if inner is None or support is None:
-            with nullcontext():
-                yield self
-            return
-        coarse = self._interpolate(support.float(), self._size(support.shape[2:])) > 0
-        with inner(coarse):
+        narrowed: AbstractContextManager[Any] = nullcontext()
+        if inner is not None and support is not None:
+            narrowed = inner(self._interpolate(support.float(), self._size(support.shape[2:])) > 0)
+        with narrowed:
             yield self
 
     def _size(self, shape: Sequence[int]) -> list[int]:
         if len(shape) != len(self.ratio):
-            raise ConfigError(
-                f"an image of shape {tuple(shape)} does not have the {len(self.ratio)} axes of the spacing"
-            )
+            raise ConfigError(f"an image of shape {tuple(shape)} has not the {len(self.ratio)} axes of the spacing")
         return [max(1, round(n * r)) for n, r in zip(shape, self.ratio)]
 
     @staticmethod
