@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +52,6 @@ def main() -> None:
     except MonaiAdvError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("interrupted; finished units are kept, the same command goes on")
-        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
@@ -114,11 +112,12 @@ def check(
     Example: monai-adv check BraTS2021
     """
     from monai_adv.data import check_folder
-    from monai_adv.stats import write_csv
+    from monai_adv.data.files import write_atomic
+    from monai_adv.studies.records import csv_bytes
 
     report = check_folder(root, scheme)
     if output is not None:
-        write_csv(report.to_frame(), output)
+        write_atomic(output, csv_bytes(report.to_frame()))
     shown = [c for c in CHECK_COLUMNS if c in report.to_frame().columns]
     _print_frame(report.to_frame()[shown], f"{root}")
     for finding in report.findings:
@@ -161,13 +160,14 @@ def train(
         "learning_rate": learning_rate, "seed": seed, "half": half,
     }  # fmt: skip
     with _bar("training") as update:
-        table = train_and_score(
+        table, problems = train_and_score(
             root, output, recipe, hold_out=hold_out, scheme=scheme, command=_command(),
             on_step=lambda done, loss: update(done, f"loss {loss:.3f}"),
         )  # fmt: skip
     if table is not None:
         _print_frame(table, "Dice of the subjects left out")
     out.print(f"checkpoint: {output}")
+    _complain(problems)
 
 
 @app.command()
@@ -181,6 +181,7 @@ def attack(
     units: Annotated[str, typer.Option(help="std, range or absolute.")] = "std",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     option: Annotated[list[str] | None, typer.Option(help="Option of the attack as key=value (YAML value).")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
 ) -> None:
     """Attack whole volumes and write adversarial NIfTI in float32 with the original geometry, beside a JSON each.
 
@@ -198,7 +199,7 @@ def attack(
         options[key] = yaml.safe_load(value)
     spec = {"name": name, "eps": eps, "units": units, "norm": norm, **options}
     problems = []
-    for done in attack_files(root, checkpoint, output, spec, subject):
+    for done in attack_files(root, checkpoint, output, spec, subject, scheme):
         if done.error:
             problems.append(done.error)
             err.print(f"[red]{_escape(done.error)}[/]", highlight=False, soft_wrap=True)
@@ -230,31 +231,37 @@ def run(
     from monai_adv.studies import load_study, run_study
 
     config = load_study(study)
-    with _bar("study") as update:
+    with _interruptible(), _bar("study") as update:
         result = run_study(config, on_progress=_follow(update))
     _finish(result)
     if report_:
         _compare_and_report(result.folder)
-    if result.problems:
-        raise typer.Exit(1)
+    _complain(result.problems, again=False)
 
 
 @app.command()
 def compare(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a CSV of records.")],
-    metric: Annotated[str, typer.Option(help="Metric to compare.")] = "dice",
-    baseline: Annotated[str, typer.Option(help="Attack that the others are compared with.")] = "clean",
-    alpha: Annotated[float, typer.Option(help="Level of the family.")] = 0.05,
+    metric: Annotated[str | None, typer.Option(help="Metric to compare.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Attack that the others are compared with.")] = None,
+    alpha: Annotated[float | None, typer.Option(min=0.0001, max=0.5, help="Level of the family.")] = None,
 ) -> None:
     """Compare the settings of a run by exact Wilcoxon signed-rank tests with Holm's correction; write the tables.
+
+    What is left out is as the study declared it before it was run.
 
     Example: monai-adv compare runs/brats
     """
     from monai_adv.studies.analysis import analyse, write_analysis
     from monai_adv.studies.config import CompareConfig
     from monai_adv.studies.records import read_records
+    from monai_adv.studies.units import read_json
 
-    analysis = analyse(read_records(run_folder), CompareConfig(metric=metric, baseline=baseline, alpha=alpha))
+    stored = read_json(run_folder / "study.json") or {}
+    declared = CompareConfig.model_validate(stored.get("study", {}).get("compare", {}))
+    flags = {"metric": metric, "baseline": baseline, "alpha": alpha}
+    chosen = declared.model_copy(update={k: v for k, v in flags.items() if v is not None})
+    analysis = analyse(read_records(run_folder), chosen)
     _print_analysis(analysis)
     folder = run_folder if run_folder.is_dir() else run_folder.parent
     for path in write_analysis(folder, analysis):
@@ -263,7 +270,7 @@ def compare(
 
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Write the tables, figures and report.html of a run again, from its stored units.
+    """Write the tables, figures and report.html of a run again, from its stored records.
 
     Example: monai-adv report runs/brats
     """
@@ -284,13 +291,12 @@ def demo(
     from monai_adv.studies import run_study
     from monai_adv.studies.demo import demo_study
 
-    with _bar("demo") as update:
+    with _interruptible(), _bar("demo") as update:
         study = demo_study(folder, subjects=subjects, seed=seed, retrain=retrain, on_progress=update)
         result = run_study(study, on_progress=_follow(update))
     _finish(result)
     _compare_and_report(result.folder)
-    if result.problems:
-        raise typer.Exit(1)
+    _complain(result.problems, again=False)
 
 
 def _follow(update: Any) -> Any:
@@ -298,6 +304,32 @@ def _follow(update: Any) -> Any:
         update(progress.done / max(1, progress.total), progress.what)
 
     return follow
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM drop the unit in progress; finished ones are on disk, and the exit code says what it was."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        err.print("interrupted; finished units are kept, the same command goes on")
+        raise typer.Exit(143 if error.args == (signal.SIGTERM,) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _complain(problems: list[str], again: bool = True) -> None:
+    """Name the subjects that could not be used, and exit with 1 if there are any."""
+    if again:
+        for problem in problems:
+            err.print(f"[red]{_escape(problem)}[/]", highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
 
 
 def _finish(result: StudyResult) -> None:
@@ -322,6 +354,8 @@ def _print_analysis(analysis: Any) -> None:
     if analysis.victims is not None:
         out.print(f"\nvictims against {_escape(analysis.victims.baseline)}")
         out.print(analysis.victims.to_rich())
+    for note in analysis.notes:
+        err.print(f"[yellow]{_escape(note)}[/]", highlight=False, soft_wrap=True)
     if not analysis.ordering.empty:
         _print_frame(analysis.ordering, "expected order, one-sided, Holm over the rows")
 

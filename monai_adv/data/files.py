@@ -44,6 +44,18 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
             temporary.unlink()
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Make sure that a file could be written, before hours are spent on what goes into it.
+
+    Raises:
+        WriteError: if its folder cannot be made or written to.
+    """
+    probe = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.probe")
+    with atomic_file(probe):
+        pass
+    probe.unlink()
+
+
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write bytes through :func:`atomic_file`."""
     with atomic_file(path) as stream:

@@ -40,7 +40,7 @@ class AttackIteration:
         attack: an attack, or ``{"name": ..., **options}`` for :func:`monai_adv.attacks.create`.
         head: head of the engine's network.
         iteration_update: what runs on the attacked batch; the engine's own ``_iteration`` if None.
-        share: share of the samples of each batch to attack, from the front; 1 in an evaluator.
+        share: share of the samples to attack, from the front of each batch, on average; 1 in an evaluator.
         image_key: key of the image in the batch dictionary.
         preprocessing: what the network needs in front of it, where the batch is not yet normalised.
 
@@ -66,6 +66,7 @@ class AttackIteration:
         self.image_key = image_key
         self.preprocessing = preprocessing
         self.result: AttackResult | None = None
+        self._numbers = torch.Generator().manual_seed(self.attack.seed)
 
     def __call__(self, engine: Engine, batchdata: Mapping[str, Any]) -> Any:
         """Attack ``batchdata`` and delegate; the result of the attack stays in ``self.result``."""
@@ -85,8 +86,11 @@ class AttackIteration:
         image, label = prepared[0], prepared[1]
         network = getattr(engine.network, "module", engine.network)  # unwrap DistributedDataParallel
         victim = engine_victim(network, engine.inferer, self.head, self.preprocessing, engine)
-        count = max(1, round(self.share * len(image)))
-        if count == len(image):
+        # a share that is no whole number of samples is met on average
+        count = int(self.share * len(image) + float(torch.rand(1, generator=self._numbers)))
+        if count == 0:
+            return image
+        if count >= len(image):
             self.result = self.attack(victim, image, label)
             return self.result.image
         self.result = self.attack(victim, image[:count], label[:count])

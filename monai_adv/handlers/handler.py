@@ -22,7 +22,8 @@ class AttackRecordSaver:
     """Write clean and adversarial scores of every case, one row per region, to a CSV that ``compare`` reads.
 
     Attach it to an :class:`monai_adv.engines.AttackEvaluator`. Rows are written when a batch is done, so a crash
-    loses at most the batch it happened in; an existing file is continued, a subject it holds already is an error.
+    loses at most the batch it happened in; an existing file is continued (by another attack, say), and a subject it
+    holds already under the same setting is an error.
 
     Args:
         path: CSV file.
@@ -46,15 +47,15 @@ class AttackRecordSaver:
         self.spacing = spacing
         self.subject_key = subject_key
         self.rows: list[dict[str, Any]] = []
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()
         if self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as file:
-                self._seen = {row["subject"] for row in csv.DictReader(file)}
+                self._seen = {(row["subject"], row["setting"]) for row in csv.DictReader(file)}
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
-        # before decollation turns the batch into a list
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.iteration)
+        # earlier than MODEL_COMPLETED, on which MONAI decollates the batch into a list
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.iteration)
 
     def iteration(self, engine: Engine) -> None:
         """Record the batch that was just evaluated."""
@@ -65,9 +66,10 @@ class AttackRecordSaver:
         label = _plain(output[CommonKeys.LABEL])
         for index in range(len(label)):
             subject = self._subject(engine, index)
-            if subject in self._seen:
-                raise ConfigError(f"subject {subject} was recorded already: a duplicated case is a wrong p-value")
-            self._seen.add(subject)
+            setting = setting_label(attack.name, threat.eps, threat.units, threat.norm)
+            if (subject, setting) in self._seen:
+                raise ConfigError(f"{subject}, {setting} was recorded already: a duplicated case is a wrong p-value")
+            rows: list[dict[str, Any]] = []
             one = slice(index, index + 1)
             clean = _plain(output["clean_image"])[one]
             spacing = self.spacing or _spacing(output[CommonKeys.IMAGE], index, clean.dim() - 2)
@@ -77,21 +79,24 @@ class AttackRecordSaver:
             ):
                 eps = 0.0 if name == "clean" else threat.eps
                 identity = {
-                    "subject": subject, "victim": self.victim, "attack": name, "eps": eps, "units": threat.units,
+                    "subject": subject, "victim": self.victim, "attack": name, "method": name, "eps": eps,
+                    "units": threat.units,
                     "norm": threat.norm, "setting": setting_label(name, eps, threat.units, threat.norm), "status": "ok",
                 }  # fmt: skip
+                if (subject, identity["setting"]) in self._seen:
+                    continue  # the clean rows, recorded with another attack
+                self._seen.add((subject, str(identity["setting"])))
                 logits = _plain(output[key])[one]
-                self._write(
-                    case_rows(
-                        identity,
-                        head=self.head,
-                        prediction=self.head.predict(logits),
-                        label=self.head.check_label(label[one], logits),
-                        spacing=spacing,
-                        clean=clean,
-                        adversarial=image,
-                    )
+                rows += case_rows(
+                    identity,
+                    head=self.head,
+                    prediction=self.head.predict(logits),
+                    label=self.head.check_label(label[one], logits),
+                    spacing=spacing,
+                    clean=clean,
+                    adversarial=image,
                 )
+            self._write(rows)
 
     def _subject(self, engine: Engine, index: int) -> str:
         batch = engine.state.batch

@@ -57,7 +57,8 @@ class Comparison:
 
     def to_csv(self, path: str | Path) -> Path:
         """Write ``table`` in full precision; text that a spreadsheet would run as a formula is quoted."""
-        return tables.write_csv(self.table, path)
+        tables.write_csv(self.table, path)
+        return Path(path)
 
     def to_markdown(self) -> str:
         """Table and notes in Markdown."""

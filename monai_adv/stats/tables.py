@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -38,15 +38,12 @@ _LATEX = {
 }
 
 
-def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
+def write_csv(frame: pd.DataFrame, path: str | Path | IO[str]) -> None:
     """Write a frame as CSV; a text that starts like a formula (= + - @) gets a leading apostrophe, numbers stay.
 
     Args:
         frame: any table; its index is not written.
-        path: file to write.
-
-    Returns:
-        The path.
+        path: file or text stream to write to.
     """
 
     def quoted(value: Any) -> Any:
@@ -58,7 +55,6 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> Path:
             safe[column] = safe[column].map(quoted)
     safe.columns = [quoted(c) for c in safe.columns]
     safe.to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
-    return Path(path)
 
 
 def format_p(p: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
 from monai_adv.stats import Comparison, compare, holm, wilcoxon
 from monai_adv.studies.config import CompareConfig
+from monai_adv.studies.records import csv_bytes
 from monai_adv.studies.units import safe_name
 
 ORDER = ("clean", "noise", "fgsm", "ifgsm")
@@ -30,11 +31,13 @@ class Analysis:
             attack x budget x region within the victim.
         victims: comparisons between victims under each setting where the run has more than one, else None.
         ordering: neighbouring steps of clean > noise > FGSM > I-FGSM, tested one-sided at one budget.
+        notes: what could not be compared, and why.
     """
 
     comparisons: dict[str, Comparison]
     victims: Comparison | None
     ordering: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
 
 
 def analyse(records: pd.DataFrame, config: CompareConfig | None = None, eps: float | None = None) -> Analysis:
@@ -49,36 +52,52 @@ def analyse(records: pd.DataFrame, config: CompareConfig | None = None, eps: flo
         ConfigError: if the records do not allow the comparison; the message says why.
     """
     config = config or CompareConfig()
-    usable = records[records["region"].notna()]
-    if usable.empty:
+    if not records["region"].notna().any():
         raise ConfigError("no unit of this run has a result: nothing can be compared")
     options: dict[str, Any] = {
         "metric": config.metric, "alternative": config.alternative, "zero_method": config.zero_method,
         "alpha": config.alpha,
     }  # fmt: skip
-    try:
-        comparisons = {
-            str(victim): compare(
+    comparisons: dict[str, Comparison] = {}
+    between = None
+    notes: list[str] = []
+    for victim, part in records.groupby("victim", sort=False):
+        try:
+            comparisons[str(victim)] = compare(
                 _complete(part, config.baseline),
                 by=("attack", "eps"),
                 baseline=config.baseline,
                 family=("attack", "eps", "region"),
                 **options,
             )
-            for victim, part in usable.groupby("victim", sort=False)
-        }
-        names = list(comparisons)
-        between = None
-        if len(names) > 1:
-            between = compare(usable, by="victim", baseline=names[0], family=("victim", "setting", "region"), **options)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"the records cannot be compared: {error}") from error
-    return Analysis(comparisons, between, ordering(usable, eps, config.alpha))
+        except (ValueError, KeyError) as error:
+            notes.append(f"victim {victim} cannot be compared: {error}")
+    if not comparisons:
+        raise ConfigError("; ".join(notes))
+    names = list(comparisons)
+    if len(names) > 1:
+        known = records[records["victim"].isin(names)]
+        scored = known[known["region"].notna()].groupby("victim")["subject"].unique()
+        common = set.intersection(*(set(subjects) for subjects in scored))
+        try:
+            between = compare(
+                known[known["subject"].isin(common)],
+                by="victim",
+                baseline=names[0],
+                family=("victim", "setting", "region"),
+                **options,
+            )
+        except (ValueError, KeyError) as error:
+            notes.append(f"the victims cannot be compared with each other: {error}")
+    return Analysis(comparisons, between, ordering(records, eps, config.alpha), notes)
 
 
 def _complete(part: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Rows of subjects that have the baseline: a subject that failed as a whole is not a missing pair."""
-    have = set(part.loc[part["attack"] == baseline, "subject"])
+    """Rows of subjects that have the baseline: a subject that failed as a whole is not a missing pair.
+
+    A failed unit of such a subject is kept as its row without a region, and counts as a missing pair.
+    """
+    have = set(part.loc[(part["attack"] == baseline) & part["region"].notna(), "subject"])
     if not have:
         raise ConfigError(f"baseline {baseline!r} is not in the records: {', '.join(sorted(set(part['attack'])))}")
     return part[part["subject"].isin(have)]
@@ -96,15 +115,18 @@ def ordering(records: pd.DataFrame, eps: float | None = None, alpha: float = 0.0
         One row per victim, region and neighbouring pair: means, Hodges-Lehmann difference, p, p_holm and whether the
         order holds; no p below six subjects.
     """
+    records = records[records["region"].notna()]
     attacked = records[records["attack"] != "clean"]
     if attacked.empty:
         return pd.DataFrame()
+    titles = records.drop_duplicates("method").set_index("method")["attack"]  # the first of each method
+    expected = [titles[name] for name in ORDER if name in titles]
     budget = float(attacked["eps"].max()) if eps is None else eps
     chosen = records[(records["attack"] == "clean") | np.isclose(records["eps"], budget)]
     rows = []
     for (victim, region), part in chosen.groupby(["victim", "region"], sort=False):
         wide = part.pivot_table(index="subject", columns="attack", values="dice", aggfunc="first")
-        present = [name for name in ORDER if name in wide.columns]
+        present = [name for name in expected if name in wide.columns]
         for higher, lower in zip(present, present[1:]):
             test = wilcoxon(wide[higher].to_numpy(), wide[lower].to_numpy(), alternative="greater")
             rows.append(
@@ -128,14 +150,17 @@ def write_analysis(folder: Path, analysis: Analysis) -> list[Path]:
     if analysis.victims is not None:
         tables["comparison_between_victims"] = analysis.victims
     for name, comparison in tables.items():
-        base = folder / "tables" / safe_name(name)
-        base.parent.mkdir(parents=True, exist_ok=True)
-        comparison.to_csv(base.with_suffix(".csv"))
-        write_atomic(base.with_suffix(".md"), comparison.to_markdown().encode())
-        write_atomic(base.with_suffix(".tex"), comparison.to_latex().encode())
-        written += [base.with_suffix(ending) for ending in (".csv", ".md", ".tex")]
+        contents = {
+            "csv": csv_bytes(comparison.table),
+            "md": comparison.to_markdown().encode(),
+            "tex": comparison.to_latex().encode(),
+        }
+        for ending, content in contents.items():
+            path = folder / "tables" / f"{safe_name(name)}.{ending}"
+            write_atomic(path, content)
+            written.append(path)
     if not analysis.ordering.empty:
         path = folder / "tables" / "ordering.csv"
-        write_atomic(path, analysis.ordering.to_csv(index=False, float_format="%.6g").encode())
+        write_atomic(path, csv_bytes(analysis.ordering))
         written.append(path)
     return written

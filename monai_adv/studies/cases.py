@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import nibabel as nib
 import torch
 from monai.data import MetaTensor
 from monai.transforms import CropForeground, Orientation, ResampleToMatch
@@ -31,6 +32,9 @@ class Case:
         affine: of the cropped grid.
         outside: label voxels ``(n,)`` that the crop left out (they count as missed).
         grid: a MetaTensor of the cropped grid, to bring masks to it.
+        native: the label on the file's own grid.
+        whole: the label on the oriented, uncropped grid.
+        box: where the crop lies in the oriented grid.
     """
 
     subject: str
@@ -40,6 +44,17 @@ class Case:
     affine: Tensor
     outside: Tensor
     grid: MetaTensor
+    native: MetaTensor
+    whole: MetaTensor
+    box: tuple[slice, ...]
+
+    def restore(self, data: Tensor) -> Tensor:
+        """Bring ``(C, *spatial)`` from the cropped grid back to the file's own, zero outside the crop."""
+        full = data.new_zeros((data.shape[0], *self.whole.shape[1:]))
+        full[(slice(None), *self.box)] = data
+        codes = "".join(nib.orientations.aff2axcodes(self.native.affine.numpy()))
+        back = Orientation(axcodes=codes, labels=None)(MetaTensor(full, affine=self.whole.affine))
+        return cast(MetaTensor, back).as_tensor()
 
     def truth_outside(self, head: Head) -> dict[str, int]:
         """True voxels of each region outside the crop."""
@@ -57,13 +72,17 @@ def load(item: Mapping[str, Any], config: DataConfig) -> Case:
     """
     case = load_case(item)
     image, label = case["image"], case["label"]
+    native = label
     if config.orientation is not None:
         orient = Orientation(axcodes=config.orientation, labels=None)
         image, label = orient(image), orient(label)
     outside = torch.zeros(0, dtype=torch.long)
+    oriented = label
+    box = tuple(slice(0, n) for n in label.shape[1:])
     if config.crop is not None:
         crop = CropForeground(select_fn=lambda x: x != 0, margin=config.crop, allow_smaller=True)
         start, end = crop.compute_bounding_box(image)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(start, end))
         whole = label.as_tensor()
         image, label = (cast(MetaTensor, crop.crop_pad(x, start, end)) for x in (image, label))
         left = _counts(whole) - _counts(label.as_tensor())
@@ -80,6 +99,9 @@ def load(item: Mapping[str, Any], config: DataConfig) -> Case:
         affine=affine,
         outside=outside,
         grid=MetaTensor(image.as_tensor()[:1], meta=image.meta),
+        native=native,
+        whole=oriented,
+        box=box,
     )
 
 

@@ -6,6 +6,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,13 +28,18 @@ class Check:
     detail: str
 
 
-def run_checks(records: pd.DataFrame) -> list[Check]:
-    """Checks that a table of records allows. A FAIL invalidates the run, a WARN says that strength is in doubt."""
+def run_checks(records: pd.DataFrame, problems: Sequence[str] = ()) -> list[Check]:
+    """Checks that a table of records allows. A FAIL invalidates the run, a WARN says that strength is in doubt.
+
+    Args:
+        records: tidy records.
+        problems: what the run could not score, one line each.
+    """
     ok = records[records["status"] == "ok"]
     attacked = ok[ok["attack"] != "clean"]
     if attacked.empty:
         return [Check("any attacked unit", "FAIL", "no attacked unit has a result")]
-    checks = [_failures(records), _budget(attacked), _outside(attacked)]
+    checks = [_failures(records, problems), _budget(attacked), _outside(attacked)]
     checks += [
         _pairwise(attacked, "iterative at least as strong as one step", "ifgsm", "fgsm"),
         _pairwise(attacked, "attack stronger than noise of its size", "fgsm", "noise"),
@@ -43,23 +49,24 @@ def run_checks(records: pd.DataFrame) -> list[Check]:
     return checks
 
 
-def _failures(records: pd.DataFrame) -> Check:
+def _failures(records: pd.DataFrame, problems: Sequence[str]) -> Check:
     bad = records[records["status"] != "ok"]
-    counts = ", ".join(f"{n} {status}" for status, n in bad["status"].value_counts().items())
-    return Check("every unit has a result", "FAIL" if len(bad) else "PASS", counts or f"{len(records)} rows")
+    counts = [f"{n} {status}" for status, n in bad["status"].value_counts().items()]
+    counts += [f"{len(problems)} problems named in the summary"] if problems else []
+    return Check("every unit has a result", "FAIL" if counts else "PASS", ", ".join(counts) or f"{len(records)} rows")
 
 
 def _budget(attacked: pd.DataFrame) -> Check:
     name = "perturbation within the budget"
     # Gaussian noise has the budget as its standard deviation and no largest value
-    own = attacked[attacked["attack"] != "noise"]
+    own = attacked[attacked["method"] != "noise"]
     if own.empty:
         return Check(name, "NOT RUN", "no attack but noise")
     sizes = np.array([row[f"{row['norm']}_{row['units']}"] / row["eps"] for _, row in own.iterrows()], dtype=float)
     worst = float(sizes.max())
-    return Check(
-        name, "PASS" if worst <= 1 + 1e-4 else "FAIL", f"largest {worst:.6f} of eps, allowed 1.0001, n={len(own)}"
-    )
+    # scanner intensities in float32 round the last step by up to some 1e-3 of a small budget
+    detail = f"largest {worst:.6f} of eps, allowed 1.002, n={len(own)}"
+    return Check(name, "PASS" if worst <= 1.002 else "FAIL", detail)
 
 
 def _outside(attacked: pd.DataFrame) -> Check:
@@ -69,8 +76,9 @@ def _outside(attacked: pd.DataFrame) -> Check:
 
 def _pairwise(attacked: pd.DataFrame, name: str, stronger: str, weaker: str) -> Check:
     keys = ["subject", "victim", "eps", "region"]
-    a = attacked[attacked["attack"] == stronger].set_index(keys)["dice"]
-    b = attacked[attacked["attack"] == weaker].set_index(keys)["dice"]
+    a = attacked[attacked["method"] == stronger].set_index(keys)["dice"]
+    b = attacked[attacked["method"] == weaker].set_index(keys)["dice"]
+    a, b = (s[~s.index.duplicated()] for s in (a, b))  # the first of several attacks of one method
     both = pd.concat([a, b], axis=1, keys=["strong", "weak"]).dropna()
     if both.empty:
         return Check(name, "NOT RUN", f"needs {stronger} and {weaker}")
@@ -82,7 +90,7 @@ def _pairwise(attacked: pd.DataFrame, name: str, stronger: str, weaker: str) -> 
 
 def _monotone(attacked: pd.DataFrame) -> Check:
     name = "Dice falls with eps"
-    own = attacked[attacked["attack"] != "noise"]
+    own = attacked[attacked["method"] != "noise"]
     means = own.groupby(["victim", "attack", "region", "eps"])["dice"].mean().unstack("eps").sort_index(axis=1)
     if means.shape[1] < 2:
         return Check(name, "NOT RUN", "needs two budgets")

@@ -35,7 +35,7 @@ class DataConfig(_Strict):
     scheme: str | None = None
     subjects: list[str] | None = None
     every: int | None = Field(default=None, ge=1)
-    orientation: str | None = "RAS"
+    orientation: str | None = Field(default="RAS", pattern="^[RLAPSI]{3}$")
     crop: int | None = Field(default=4, ge=0)
 
 
@@ -56,7 +56,7 @@ class VictimEntry(_Strict):
     checkpoint: Path
     overlap: float | None = Field(default=None, ge=0, lt=1)
     mode: Literal["gaussian", "constant"] | None = None
-    roi_size: list[int] | None = None
+    roi_size: list[int] | None = Field(default=None, min_length=3, max_length=3)
     sw_batch_size: int | None = Field(default=None, ge=1)
     resample: bool = False
 
@@ -81,12 +81,23 @@ class AttackEntry(BaseModel):
 
 
 class BudgetConfig(_Strict):
-    """The budgets every attack gets."""
+    """The threat model every attack gets.
+
+    Args:
+        eps: budgets in ``units``.
+        units: "std", "range" or "absolute".
+        norm: "linf" or "l2".
+        channels: indices of the modalities that may change; all if None.
+        support: "foreground" (non-zero voxels of each channel) or "all".
+        bounds: "data", a pair of numbers, or None.
+    """
 
     eps: list[float] = Field(min_length=1)
     units: Literal["std", "range", "absolute"] = "std"
     norm: Literal["linf", "l2"] = "linf"
     channels: list[int] | None = None
+    support: Literal["foreground", "all"] = "foreground"
+    bounds: Literal["data"] | tuple[float, float] | None = "data"
 
     @field_validator("eps")
     @classmethod
@@ -129,6 +140,16 @@ class StudyConfig(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
+        for name in [v.name for v in self.victims] + [a.title for a in self.attacks]:
+            if not name or name[0] in "=+-@" or not name.isprintable():
+                raise ValueError(f"name {name!r}: use printable text that does not begin with = + - @")
+        for attack in self.attacks:
+            taken = sorted(set(attack.options) & set(BudgetConfig.model_fields))
+            if taken:
+                raise ValueError(
+                    f"attack {attack.title}: {', '.join(taken)} belong under budgets: every attack of a study has the "
+                    "same threat model"
+                )
         for what, names in (("victims", [v.name for v in self.victims]), ("attacks", [a.title for a in self.attacks])):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
@@ -146,8 +167,7 @@ class StudyConfig(_Strict):
 
     def create(self, attack: AttackEntry, eps: float) -> Any:
         """The attack object of an entry."""
-        budgets = self.budgets
-        shared = {"units": budgets.units, "norm": budgets.norm, "channels": budgets.channels}
+        shared = self.budgets.model_dump(exclude={"eps"})
         target = attack.options.get("target")
         options = dict(attack.options)
         if isinstance(target, dict) and set(target) & {"subject", "file"}:
@@ -155,8 +175,14 @@ class StudyConfig(_Strict):
         return create(attack.name, eps=eps, **{**shared, **options})
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides results (not title, output, figures, comparison or device)."""
-        content = self.model_dump(mode="json", include={"data", "victims", "attacks", "budgets", "seed"})
+        """Hash of what decides the result of a unit; not title, output, figures, or which subjects are taken."""
+        content = self.model_dump(
+            mode="json", include={"data", "victims", "attacks", "budgets", "seed"}, exclude_defaults=True
+        )
+        content["data"] = {k: v for k, v in content["data"].items() if k not in ("subjects", "every")}
+        content["data"]["root"] = str(self.data.root.resolve())
+        for entry, victim in zip(content["victims"], self.victims):
+            entry["checkpoint"] = str(victim.checkpoint.resolve())
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -181,6 +207,10 @@ def load_study(path: str | Path) -> StudyConfig:
     study.output = folder / study.output
     for victim in study.victims:
         victim.checkpoint = folder / victim.checkpoint
+    for attack in study.attacks:
+        target = attack.options.get("target")
+        if isinstance(target, dict) and "file" in target:
+            target["file"] = str(folder / target["file"])
     return study
 
 

@@ -70,11 +70,11 @@ def demo_study(
         say(0.0, "training")
         train_demo_victim(folder / "training", checkpoint, lambda done, loss: say(done, f"training, loss {loss:.3f}"))
     say(0.0, "simulating the cohort")
-    simulate_cohort(folder / "cohort", subjects=subjects, spacing=SPACING, seed=seed)
+    items = simulate_cohort(folder / "cohort", subjects=subjects, spacing=SPACING, seed=seed)
     return study_from(
         {
             "title": "Demonstration: a small U-Net on simulated brain tumour MRI",
-            "data": {"root": str(folder / "cohort")},
+            "data": {"root": str(folder / "cohort"), "subjects": [item["subject"] for item in items]},
             "victims": [{"name": "demo U-Net", "checkpoint": str(checkpoint), "roi_size": [48, 48, 48]}],
             "attacks": [
                 {"name": "noise"},
@@ -84,6 +84,6 @@ def demo_study(
             ],
             "budgets": {"eps": [0.05, 0.1, 0.2], "units": "std"},
             "seed": seed,
-            "output": str(folder / "run"),
+            "output": str(folder / ("run_retrained" if retrain else "run")),
         }
     )

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from monai_adv.attacks import create
-from monai_adv.data import MODALITIES, load_case, save_nifti, scan
+from monai_adv.data import MODALITIES, save_nifti, scan
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError
 from monai_adv.handlers import case_rows
+from monai_adv.studies import cases
+from monai_adv.studies.config import DataConfig
 from monai_adv.studies.provenance import versions
 from monai_adv.studies.units import safe_name, write_json
 from monai_adv.victims import load_victim
 from monai_adv.victims.checkpoint import file_hash
 
+CONFIG = DataConfig(root=Path("."))
 SUFFIX = dict(zip(MODALITIES, ("t1", "t1ce", "t2", "flair")))
 
 
@@ -89,22 +91,26 @@ def attack_files(
 def _one(
     item: Mapping[str, Any], victim: Any, attack: Any, output: Path, spec: Mapping[str, Any], checkpoint: str | Path
 ) -> Exported:
-    case = load_case(item)
-    subject = case["subject"]
-    image, grid = case["image"].as_tensor()[None], case["label"]
-    label = victim.head.label_from_classes(grid.as_tensor()[None])
+    case = cases.load(item, CONFIG)  # what `run` attacks: the same orientation, the same crop
+    subject, image, grid = case.subject, case.image, case.native
+    label = victim.head.label_from_classes(case.classes)
     clean = victim.predict(image)
     result = attack(victim, image, label)
-    spacing = torch.linalg.norm(torch.as_tensor(grid.affine)[:3, :3].double(), dim=0).tolist()
-    shared = {"head": victim.head, "label": label, "spacing": spacing}
+    shared = {
+        "head": victim.head,
+        "label": label,
+        "spacing": case.spacing,
+        "truth_outside": case.truth_outside(victim.head),
+    }
+    adversarial = case.restore(result.image[0])
     before = case_rows({}, prediction=clean, **shared)
     after = case_rows({}, prediction=result.prediction, clean=image, adversarial=result.image, **shared)
     folder = output / safe_name(subject)
     for channel, modality in enumerate(MODALITIES):
         like = _file_of(item, channel, grid)
-        save_nifti(result.image[0, channel].numpy(), like, folder / f"{safe_name(subject)}_{SUFFIX[modality]}.nii.gz")
+        save_nifti(adversarial[channel].numpy(), like, folder / f"{safe_name(subject)}_{SUFFIX[modality]}.nii.gz")
     for kind, prediction in (("clean", clean), ("adversarial", result.prediction)):
-        classes = victim.head.classes_from_prediction(prediction)[0, 0].numpy().astype(np.uint8)
+        classes = case.restore(victim.head.classes_from_prediction(prediction)[0])[0].numpy().astype(np.uint8)
         save_nifti(classes, grid, folder / f"{safe_name(subject)}_{kind}_prediction.nii.gz")
     dice = {b["region"]: (b["dice"], a["dice"]) for b, a in zip(before, after)}
     write_json(

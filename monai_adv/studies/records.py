@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,43 @@ import pandas as pd
 
 from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
+from monai_adv.stats import write_csv
 from monai_adv.studies.units import UnitStore
 
 FIRST = (
-    "subject", "victim", "attack", "eps", "units", "norm", "setting", "region", "dice", "hd95", "iou", "truth_voxels",
-    "prediction_voxels", "truth_empty", "prediction_empty", "voxel_accuracy", "linf_std", "linf_range", "linf_absolute",
-    "l2_std", "l2_range", "l2_absolute", "outside_max", "ssim", "psnr", "success", "zero_gradient", "status", "seconds",
-    "forwards", "backwards",
+    "subject", "victim", "attack", "method", "eps", "units", "norm", "setting", "region", "dice", "hd95", "iou",
+    "truth_voxels", "prediction_voxels", "truth_empty", "prediction_empty", "voxel_accuracy", "linf_std",
+    "linf_range", "linf_absolute", "l2_std", "l2_range", "l2_absolute", "outside_max", "ssim", "psnr", "success",
+    "zero_gradient", "status", "seconds", "forwards", "backwards",
 )  # fmt: skip
 
 
-def collect(store: UnitStore) -> pd.DataFrame:
-    """All rows of all units, in a fixed order of rows and columns; failed units have one row without a region."""
+def collect(store: UnitStore, keys: Collection[str]) -> pd.DataFrame:
+    """Rows of the units with these keys, in a fixed order; a failed unit has one row without a region.
+
+    Units of other keys (a subject that left the data, a file or a victim that changed) stay on disk and are not read.
+    """
     rows: list[dict[str, Any]] = []
     for unit in store.all():
-        rows += unit["rows"] or [{**unit["identity"], "status": unit["status"]}]
+        if unit["key"] in keys:
+            rows += unit["rows"] or [{**unit["identity"], "status": unit["status"]}]
     table = pd.DataFrame(rows).reindex(columns=list(FIRST))
     keys = ["subject", "victim", "attack", "eps", "region"]
     return table.sort_values(keys, kind="stable", na_position="last").reset_index(drop=True)
 
 
-def write_records(folder: Path, store: UnitStore) -> pd.DataFrame:
-    """Merge the units of a run folder into ``records.csv``."""
-    table = collect(store)
-    buffer = io.StringIO()
-    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
-    write_atomic(folder / "records.csv", buffer.getvalue().encode())
+def write_records(folder: Path, store: UnitStore, keys: Collection[str]) -> pd.DataFrame:
+    """Merge the units with these keys into ``records.csv``; numbers keep every digit."""
+    table = collect(store, keys)
+    write_atomic(folder / "records.csv", csv_bytes(table))
     return table
+
+
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """A table as CSV in which no text is run by a spreadsheet as a formula."""
+    buffer = io.StringIO()
+    write_csv(table, buffer)
+    return buffer.getvalue().encode()
 
 
 def read_records(path: str | Path) -> pd.DataFrame:

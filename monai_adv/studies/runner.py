@@ -19,7 +19,7 @@ from monai_adv.studies.config import AttackEntry, StudyConfig
 from monai_adv.studies.provenance import versions
 from monai_adv.studies.records import write_records
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
-from monai_adv.studies.volumes import save_volumes, volumes_path
+from monai_adv.studies.volumes import save_volumes, volumes_key, volumes_path
 from monai_adv.victims import Victim, load_victim, read_checkpoint
 from monai_adv.victims.checkpoint import file_hash
 
@@ -82,14 +82,40 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
     items, result = _prepare(study)
     victims = {v.name: _load(v, study.device) for v in study.victims}
     hashes = {
-        v.name: digest([file_hash(v.checkpoint), v.model_dump(mode="json", exclude={"checkpoint"})])
+        v.name: digest(
+            [file_hash(v.checkpoint), v.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True)]
+        )
         for v in study.victims
     }
     store = UnitStore(result.folder / "units")
     montages = [item["subject"] for item in items[: study.figures.montages]]
     total = len(items) * len(victims) * (1 + len(study.attacks) * len(study.budgets.eps))
-    by_subject = {item["subject"]: item for item in items}
+    expected: set[str] = set()
+    try:
+        _run_items(study, items, victims, hashes, store, montages, total, expected, result, on_progress)
+    finally:  # an interrupted run leaves its table too
+        write_records(result.folder, store, expected)
+        write_json(result.folder / "problems.json", result.problems)
+    if on_progress is not None:
+        on_progress(Progress(total, total, "done"))
+    return result
 
+
+def _run_items(
+    study: StudyConfig,
+    items: list[dict[str, Any]],
+    victims: dict[str, Victim],
+    hashes: dict[str, str],
+    store: UnitStore,
+    montages: list[str],
+    total: int,
+    expected: set[str],
+    result: StudyResult,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    """Every subject, victim and attack; ``expected`` collects the keys that belong to this run."""
+    by_subject = {item["subject"]: item for item in scan(study.data.root, study.data.scheme).items}
+    masks = {a.title: _target_hash(a, by_subject) for a in study.attacks}
     for item in items:
         subject = item["subject"]
         try:
@@ -99,34 +125,48 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
             continue
         case: cases.Case | None = None
         for name, victim in victims.items():
-            for group in _groups(study, subject, name, hashes[name], case_hash):
+            for group in _groups(study, subject, name, hashes[name], case_hash, masks):
+                expected |= {unit.key for unit in group}
                 wanted = [u for u in group if not _finished(study, store, u, result.folder, subject in montages)]
                 result.reused += len(group) - len(wanted)
                 if not wanted:
                     continue
                 if on_progress is not None:
                     on_progress(Progress(result.computed + result.reused, total, f"{subject} {_title(wanted[0])}"))
+                open_units = list(wanted)
                 try:
                     case = case or cases.load(item, study.data)
                     for unit, content, volumes in _compute(study, victim, case, wanted, by_subject):
                         if volumes is not None and subject in montages and unit.eps in (0.0, _drawn(study)):
                             save_volumes(volumes_path(result.folder, unit.identity), volumes, unit.key)
                         store.write(unit.identity, unit.key, content)
+                        open_units.remove(unit)
                         result.computed += 1
                 except WriteError:
                     raise  # the next unit could not be written either
-                except (MonaiAdvError, RuntimeError, MemoryError) as error:
-                    result.problems.append(_failed(store, wanted, error))
+                except Exception as error:  # whatever one subject stumbles over, the others go on
+                    result.problems.append(_failed(store, open_units, error))
                 if case is None:
                     break  # the subject cannot be loaded: said once, not for every setting
             else:
                 continue
             break
-    if on_progress is not None:
-        on_progress(Progress(total, total, "done"))
-    write_records(result.folder, store)
-    write_json(result.folder / "problems.json", result.problems)
-    return result
+
+
+def _target_hash(entry: AttackEntry, items: dict[str, dict[str, Any]]) -> str | None:
+    """Hash of the mask that an attack aims at, where it comes from a file."""
+    rule = entry.options.get("target")
+    if not isinstance(rule, dict) or not set(rule) & {"subject", "file"}:
+        return None
+    if "subject" in rule and rule["subject"] not in items:
+        raise ConfigError(
+            f"attack {entry.title}: target subject {rule['subject']!r} is not in the data: {', '.join(sorted(items))}"
+        )
+    path = rule["file"] if "file" in rule else items[rule["subject"]]["label"]
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise ConfigError(f"attack {entry.title}: target {path} cannot be read: {error.strerror}") from error
 
 
 def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], StudyResult]:
@@ -164,7 +204,14 @@ def _load(entry: Any, device: str) -> Victim:
     return load_victim(entry.checkpoint, name=entry.name, device=device, **changes)
 
 
-def _groups(study: StudyConfig, subject: str, victim: str, victim_hash: str, case_hash: str) -> Iterator[list[_Unit]]:
+def _groups(
+    study: StudyConfig,
+    subject: str,
+    victim: str,
+    victim_hash: str,
+    case_hash: str,
+    masks: dict[str, str | None],
+) -> Iterator[list[_Unit]]:
     """Units of one subject and victim, those of one attack together: they share passes."""
     budgets = study.budgets
     data = study.data.model_dump(mode="json", include={"orientation", "crop"})
@@ -173,11 +220,13 @@ def _groups(study: StudyConfig, subject: str, victim: str, victim_hash: str, cas
         for eps in [0.0] if entry is None else budgets.eps:
             title = "clean" if entry is None else entry.title
             identity = {
-                "subject": subject, "victim": victim, "attack": title, "eps": eps, "units": budgets.units,
+                "subject": subject, "victim": victim, "attack": title,
+                "method": "clean" if entry is None else entry.name, "eps": eps, "units": budgets.units,
                 "norm": budgets.norm, "setting": setting_label(title, eps, budgets.units, budgets.norm),
             }  # fmt: skip
             attack = None if entry is None else study.create(entry, eps).parameters() | entry.model_dump()
-            key = digest([SCHEMA, identity, victim_hash, case_hash, attack, data, study.seed])
+            mask = masks.get(title)
+            key = digest([SCHEMA, identity, victim_hash, case_hash, attack, mask, data, study.seed])
             group.append(_Unit(identity, key, entry))
         yield group
 
@@ -187,7 +236,7 @@ def _finished(study: StudyConfig, store: UnitStore, unit: _Unit, folder: Path, d
     if content is None or content["status"] != "ok":
         return False
     if drawn and unit.eps in (0.0, _drawn(study)):
-        return volumes_path(folder, unit.identity).is_file()
+        return volumes_key(volumes_path(folder, unit.identity)) == unit.key
     return True
 
 
@@ -205,7 +254,7 @@ def _compute(
     entry = units[0].entry
     if entry is None:
         prediction = victim.predict(image)
-        rows = _rows(units[0], victim, case, label, prediction, image, image, {"seconds": None})
+        rows = _rows(units[0], victim, case, label, prediction, image, image, {"seconds": None}, study.budgets.support)
         yield units[0], {"status": "ok", "rows": rows}, _volumes(case, image, prediction, victim)
         return
     attack = study.create(entry, units[0].eps)
@@ -222,7 +271,7 @@ def _compute(
     for unit, found in zip(units, results):
         cost = {"seconds": found.cost.seconds, "forwards": found.cost.forwards, "backwards": found.cost.backwards}
         extra = {**cost, "success": bool(found.success[0]), "zero_gradient": _zero_gradient(found.trace)}
-        rows = _rows(unit, victim, case, label, found.prediction, image, found.image, extra)
+        rows = _rows(unit, victim, case, label, found.prediction, image, found.image, extra, study.budgets.support)
         content = {
             "status": "ok",
             "rows": rows,
@@ -254,6 +303,7 @@ def _rows(
     clean: torch.Tensor,
     adversarial: torch.Tensor,
     extra: dict[str, Any],
+    support: str,
 ) -> list[dict[str, Any]]:
     return case_rows(
         {**unit.identity, "status": "ok", **extra},
@@ -263,6 +313,7 @@ def _rows(
         spacing=case.spacing,
         clean=clean,
         adversarial=adversarial,
+        support=clean != 0 if support == "foreground" else torch.ones_like(clean, dtype=torch.bool),
         truth_outside=case.truth_outside(victim.head),
     )
 

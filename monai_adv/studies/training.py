@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from monai_adv.data import brats_datalist
+from monai_adv.data import load_case, scan
+from monai_adv.data.files import check_writable
 from monai_adv.engines import TrainConfig, train
-from monai_adv.errors import ConfigError
+from monai_adv.errors import ConfigError, DataError
 from monai_adv.handlers import case_rows
 from monai_adv.studies import cases
 from monai_adv.studies.config import DataConfig
@@ -27,7 +28,7 @@ def train_and_score(
     scheme: str | None = None,
     command: str | None = None,
     on_step: Callable[[float, float], None] | None = None,
-) -> pd.DataFrame | None:
+) -> tuple[pd.DataFrame | None, list[str]]:
     """Train the baseline U-Net on a folder, write its checkpoint, and score the subjects left out.
 
     Args:
@@ -40,17 +41,36 @@ def train_and_score(
         on_step: see :func:`monai_adv.engines.train`.
 
     Returns:
-        Dice, IoU and HD95 per left-out subject and region with the mean and median of Dice, or None without any.
+        Dice and HD95 per left-out subject and region with the mean and median of Dice, or None without any; and one
+        line for every subject that could not be used (it costs only itself).
     """
-    items = brats_datalist(root, scheme)
+    check_writable(output)
+    found = scan(root, scheme)
+    problems = [str(p) for p in found.problems if p.severity == "error"]
+    items = found.items
     held = items[::hold_out] if hold_out else []
     kept = [item for item in items if item not in held]
+    kept, held = (_readable(part, problems) for part in (kept, held))
     if not kept:
-        raise ConfigError(f"all {len(items)} subjects of {root} are left out: nothing to train on")
+        raise ConfigError("\n".join([f"nothing to train on in {root}: {len(held)} subjects held out", *problems]))
     spacing = cases.load(kept[0], DataConfig(root=Path(root))).spacing
     provenance = {"command": command, "held_out": [item["subject"] for item in held]}
     victim, _ = train(kept, output, TrainConfig(**recipe), spacing=spacing, provenance=provenance, on_step=on_step)
-    return score(victim, held, DataConfig(root=Path(root))) if held else None
+    table = score(victim, held, DataConfig(root=Path(root))) if held else None
+    return table, problems
+
+
+def _readable(items: list[dict[str, Any]], problems: list[str]) -> list[dict[str, Any]]:
+    """The items that can be loaded; what is wrong with the others is added to ``problems``."""
+    good = []
+    for item in items:
+        try:
+            load_case(item)
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            good.append(item)
+    return good
 
 
 def score(victim: Victim, items: list[dict[str, Any]], config: DataConfig) -> pd.DataFrame:

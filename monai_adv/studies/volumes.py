@@ -28,6 +28,12 @@ def save_volumes(path: Path, volumes: Mapping[str, Any], key: str) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def volumes_key(path: Path) -> str | None:
+    """Key of the unit whose volumes a file holds, or None if it is missing or damaged."""
+    content = load_volumes(path)
+    return None if content is None else str(content["key"])
+
+
 def load_volumes(path: Path) -> dict[str, Any] | None:
     """Arrays of a unit, or None if the file is missing or damaged."""
     try:

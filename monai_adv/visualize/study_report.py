@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from monai_adv.errors import ConfigError
+from monai_adv.stats import summarise
 from monai_adv.studies.analysis import Analysis, analyse, write_analysis
 from monai_adv.studies.checks import Check, run_checks
 from monai_adv.studies.config import StudyConfig
@@ -44,8 +45,9 @@ def write_study_report(folder: str | Path) -> tuple[Analysis, Path]:
     records = read_records(folder)
     analysis = analyse(records, study.compare, study.figures.eps)
     write_analysis(folder, analysis)
-    checks = run_checks(records)
     problems = read_json(folder / "problems.json") or []
+    checks = run_checks(records, problems)
+    problems += analysis.notes
 
     figures = {**_figures(records, analysis, study), **_montages(folder, records, study)}
     for caption, (name, figure) in figures.items():
@@ -64,6 +66,10 @@ def write_study_report(folder: str | Path) -> tuple[Analysis, Path]:
     )
     write_json(folder / "summary.json", _machine_summary(study, records, analysis, checks, problems))
     return analysis, path
+
+
+SUPPORTS = {"foreground": "foreground: non-zero voxels of each channel", "all": "every voxel, background too"}
+BOUNDS = {"data": "each channel stays between the clean image's smallest and largest value", "None": "none"}
 
 
 def _budget(study: StudyConfig) -> float:
@@ -93,9 +99,9 @@ def _montages(folder: Path, records: pd.DataFrame, study: StudyConfig) -> dict[s
     found: dict[str, tuple[str, Figure]] = {}
     scored = _scored(records)
     eps = _budget(study)
-    keys = ["subject", "victim", "attack", "eps", "units", "norm", "setting"]
+    keys = ["subject", "victim", "attack", "method", "eps", "units", "norm", "setting"]
     units = scored[keys].drop_duplicates()
-    for row in units[(units["eps"] == eps) & (units["attack"] != "noise")].to_dict("records"):
+    for row in units[(units["eps"] == eps) & (units["method"] != "noise")].to_dict("records"):
         identity = {str(k): v for k, v in row.items()}
         attacked = load_volumes(volumes_path(folder, identity))
         same = (units["subject"] == identity["subject"]) & (units["victim"] == identity["victim"])
@@ -147,14 +153,22 @@ def _tables(analysis: Analysis, records: pd.DataFrame) -> dict[str, Any]:
 
 
 def mean_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice, and median HD95 in mm, per victim, setting and region."""
+    """Mean Dice, with and without subjects whose truth is empty, and median HD95 in mm, per victim and setting."""
     scored = _scored(records)
     order = scored.drop_duplicates(["victim", "attack", "eps"])[["victim", "setting"]]
     dice = scored.pivot_table(index=["victim", "setting"], columns="region", values="dice", aggfunc="mean")
+    described = summarise(scored, by=("victim", "setting", "region")).set_index(["victim", "setting", "region"])
+    without = described["mean_nonempty"].unstack("region")
+    empty = described["truth_empty"].unstack("region")
     hd95 = scored.pivot_table(index=["victim", "setting"], columns="region", values="hd95", aggfunc="median")
     count = scored.groupby(["victim", "setting"])["subject"].nunique()
     regions = [r for r in ("WT", "TC", "ET") if r in dice.columns] or list(dice.columns)
-    table = dice[regions].add_prefix("Dice ").join(hd95[regions].add_prefix("median HD95 ")).join(count.rename("n"))
+    table = dice[regions].add_prefix("Dice ")
+    for region in regions:  # BraTS scores an empty truth 1 or 0, so the mean without such cases stands beside it
+        if empty[region].gt(0).any():
+            table[f"Dice {region} without empty truth"] = without[region]
+            table[f"empty truth {region}"] = empty[region].astype(int)
+    table = table.join(hd95[regions].add_prefix("median HD95 ")).join(count.rename("n"))
     rows = pd.MultiIndex.from_frame(_in_order(order, scored))
     return table.loc[rows].reset_index()
 
@@ -173,7 +187,7 @@ def _in_order(pairs: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     """Victim and setting pairs, clean first, controls next, then by attack and budget."""
     known = scored.drop_duplicates(["victim", "setting"]).merge(pairs[["victim", "setting"]].drop_duplicates())
     first = {"clean": 0, "noise": 1, "fgsm": 2, "ifgsm": 3}
-    known = known.assign(rank=known["attack"].map(first).fillna(9))
+    known = known.assign(rank=known["method"].map(first).fillna(9))
     return known.sort_values(["victim", "rank", "attack", "eps"], kind="stable")[["victim", "setting"]]
 
 
@@ -215,8 +229,8 @@ def _threat(folder: Path, study: StudyConfig, records: pd.DataFrame) -> dict[str
         "norm and units": f"{study.budgets.norm}, in {study.budgets.units} of the support, per channel",
         "budgets": ", ".join(f"{e:g}" for e in study.budgets.eps),
         "modalities": "all four" if study.budgets.channels is None else f"channels {study.budgets.channels}",
-        "support": "foreground: non-zero voxels of each channel",
-        "bounds": "each channel stays between the clean image's smallest and largest value",
+        "support": SUPPORTS[study.budgets.support],
+        "bounds": BOUNDS.get(str(study.budgets.bounds), f"{study.budgets.bounds} in scanner units"),
         "knowledge": "white box: gradient through preprocessing, sliding-window inference and network",
         "what is perturbed": "the file's voxels in scanner units, before the normalisation",
     }

@@ -46,7 +46,7 @@ def loader(subjects: int = 4, batch: int = 2) -> DataLoader:
 
 def evaluator(network: nn.Module, cls: Any = SupervisedEvaluator, **options: Any) -> Any:
     options = {"inferer": SlidingWindowInferer((6, 6, 6), 2, 0.25), **options}
-    return cls(device=CPU, val_data_loader=loader(), network=network, decollate=False, **options)
+    return cls(device=CPU, val_data_loader=loader(), network=network, **{"decollate": False, **options})
 
 
 def test_the_iteration_attacks_the_batch_and_keeps_the_clean_one(network: nn.Module) -> None:
@@ -96,6 +96,12 @@ def test_evaluator_is_paired_with_the_clean_pass_and_saves_records(network: nn.M
     assert len(table) == 4 * 2 * 3
     means = table.groupby("attack")["dice"].mean()
     assert means["ifgsm"] < means["clean"]
+    other = attacks.create("fgsm", eps=0.5)
+    saver = AttackRecordSaver(tmp_path / "records.csv", victim="net")
+    evaluator(network, AttackEvaluator, attack=other, val_handlers=[saver], decollate=True).run()
+    both = pd.read_csv(tmp_path / "records.csv")
+    assert len(both) == 4 * 3 * 3  # the clean rows are there once
+    assert set(both["attack"]) == {"clean", "ifgsm", "fgsm"}
     result = compare(table, by="attack", baseline="clean")
     assert result.table["n"].tolist() == [4, 4, 4]
     with pytest.raises(ConfigError, match="duplicated case"):
@@ -135,6 +141,17 @@ def test_a_share_of_the_batch(network: nn.Module) -> None:
     clean, mixed = seen[0]
     assert not torch.equal(clean[0].as_tensor(), mixed[0].as_tensor())
     assert torch.equal(clean[1].as_tensor(), mixed[1].as_tensor())
+
+
+def test_a_share_is_met_on_average_at_batch_size_one(network: nn.Module) -> None:
+    attacked = []
+    for batch in loader(40, 1):
+        engine = evaluator(network, iteration_update=None)
+        engine.state.device = CPU
+        if not attacked:
+            iteration = AttackIteration(attacks.create("noise", eps=0.5), share=0.25)
+        attacked.append(not torch.equal(iteration._attacked(engine, batch), batch["image"]))
+    assert 3 <= sum(attacked) <= 17
 
 
 def test_hooks_chain_and_errors_advise(network: nn.Module) -> None:

@@ -80,11 +80,16 @@ def test_the_packaged_recipe_trains_a_few_steps(items: list[dict[str, object]], 
 
 def test_train_and_score_holds_out_every_nth_subject(tmp_path: Path) -> None:
     make_cohort(tmp_path / "data", 4)
-    table = train_and_score(tmp_path / "data", tmp_path / "a.pt", {"steps": 5, **SMALL}, hold_out=2)
+    bad = next((tmp_path / "data" / "BraTS2021_00001").glob("*_t2*"))
+    bad.write_bytes(b"")
+    table, problems = train_and_score(tmp_path / "data", tmp_path / "a.pt", {"steps": 5, **SMALL}, hold_out=2)
+    assert len(problems) == 1
+    assert bad.name in problems[0]
     assert table is not None
     assert table["subject"].tolist() == ["BraTS2021_00000", "BraTS2021_00002", "mean", "median"]
     assert table.set_index("subject").loc["mean", "Dice WT"] == pytest.approx(table["Dice WT"][:2].mean())
     stored = torch.load(tmp_path / "a.pt", weights_only=True)["config"]["training"]
+    assert stored["subjects"] == ["BraTS2021_00003"]
     assert stored["held_out"] == ["BraTS2021_00000", "BraTS2021_00002"]
     with pytest.raises(ConfigError, match="nothing to train on"):
         train_and_score(tmp_path / "data", tmp_path / "a.pt", {}, hold_out=1)

@@ -24,6 +24,9 @@ from monai_adv.studies import load_study, study_from
         ({"figures": {"eps": 5.0}}, "is not one of the budgets"),
         ({"victims": []}, "victims"),
         ({"seed": "one"}, "seed"),
+        ({"attacks": [{"name": "fgsm", "eps": 0.1}]}, "eps belong under budgets"),
+        ({"attacks": [{"name": "fgsm", "norm": "l2", "support": "all"}]}, "norm, support belong under budgets"),
+        ({"attacks": [{"name": "fgsm", "label": "=1+1"}]}, "does not begin with"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(content: dict[str, Any], change: dict[str, Any], says: str) -> None:
@@ -63,3 +66,20 @@ def test_the_fingerprint_changes_with_what_decides_results_only(content: dict[st
     before = study_from(content).fingerprint()
     assert study_from({**content, "title": "other", "output": "x"}).fingerprint() == before
     assert study_from({**content, "seed": 1}).fingerprint() != before
+
+
+def test_the_fingerprint_does_not_depend_on_how_a_path_is_written(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = study_from(content).fingerprint()
+    monkeypatch.chdir(tmp_path)
+    content["data"]["root"] = "data"
+    assert study_from(content).fingerprint() == before
+
+
+def test_window_and_orientation_are_checked(content: dict[str, Any]) -> None:
+    victim = {**content["victims"][0], "roi_size": [64]}
+    with pytest.raises(ConfigError, match=r"roi_size"):
+        study_from({**content, "victims": [victim]})
+    with pytest.raises(ConfigError, match=r"data\.orientation"):
+        study_from({**content, "data": {**content["data"], "orientation": "XYZ"}})

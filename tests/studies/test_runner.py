@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import make_case
+from builders import case_file, make_case, rewrite
 
 from monai_adv.errors import CheckpointError, ConfigError, DataError, MonaiAdvError
 from monai_adv.studies import cases, read_records, run_study, runner, study_from
+from monai_adv.studies.analysis import analyse
 from monai_adv.studies.checks import run_checks
+from monai_adv.studies.config import DataConfig
 from monai_adv.victims import Head, load_victim
 
 
@@ -125,6 +129,73 @@ def test_an_output_that_cannot_be_written_stops_with_advice(content: dict[str, A
         run_study(study_from({**content, "output": str(tmp_path / "file" / "run")}))
 
 
+def test_one_failed_unit_is_a_missing_pair_and_not_the_end_of_the_tables(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = runner._compute
+
+    def stumble(study: Any, victim: Any, case: Any, units: Any, items: Any) -> Any:
+        for number, done in enumerate(compute(study, victim, case, units, items)):
+            if number == 1 and case.subject == "BraTS2021_00001" and units[0].identity["attack"] == "fgsm":
+                raise ValueError("something unforeseen")
+            yield done
+
+    monkeypatch.setattr(runner, "_compute", stumble)
+    result = run_study(study_from(content))
+    assert len(result.problems) == 1
+    assert "something unforeseen" in result.problems[0]
+    table = read_records(tmp_path / "run")
+    bad = table[table["status"] != "ok"]
+    assert bad[["subject", "attack", "eps"]].to_numpy().tolist() == [["BraTS2021_00001", "fgsm", 0.8]]
+    comparison = analyse(table).comparisons["tiny"].table
+    row = comparison[(comparison["attack"] == "fgsm") & (comparison["eps"] == 0.8)]
+    assert row["n"].tolist() == [2, 2, 2]
+    assert row["missing"].tolist() == [1, 1, 1]
+    assert run_checks(table)[0].status == "FAIL"
+
+
+def test_an_interrupted_run_leaves_its_table(content: dict[str, Any], tmp_path: Path) -> None:
+    def interrupt(progress: Any) -> None:
+        if progress.done >= 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study_from(content), on_progress=interrupt)
+    assert len(read_records(tmp_path / "run")) == 7 * 3
+    assert run_study(study_from(content)).reused == 7
+
+
+def test_subjects_that_left_the_data_leave_the_table(content: dict[str, Any], tmp_path: Path) -> None:
+    run_study(study_from(content))
+    shutil.rmtree(tmp_path / "data" / "BraTS2021_00002")
+    run_study(study_from(content))
+    assert set(read_records(tmp_path / "run")["subject"]) == {"BraTS2021_00000", "BraTS2021_00001"}
+
+
+def test_a_changed_target_mask_is_attacked_again(content: dict[str, Any], tmp_path: Path) -> None:
+    make_case(tmp_path / "masks", "BraTS2021_00009", seed=1)
+    mask = case_file(tmp_path / "masks", "BraTS2021_00009", "label")
+    content["attacks"] = [{"name": "targeted_ifgsm", "steps": 2, "target": {"file": str(mask)}}]
+    content["budgets"] = {"eps": [0.5]}
+    assert run_study(study_from(content)).computed == 6
+    rewrite(lambda array, affine: (np.where(array == 2, 1, array).astype(array.dtype), affine))(mask)
+    assert run_study(study_from(content)).computed == 3
+    content["attacks"][0]["target"] = {"subject": "nobody"}
+    with pytest.raises(ConfigError, match="target subject 'nobody'"):
+        run_study(study_from({**content, "output": str(tmp_path / "other")}))
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR"])
+def test_what_was_oriented_and_cropped_comes_back_to_the_files_grid(tmp_path: Path, codes: str) -> None:
+    axes = nib.orientations.axcodes2ornt(tuple(codes))
+    affine = nib.orientations.inv_ornt_aff(axes, (14, 16, 12)) @ np.diag([2.0, 2.0, 3.0, 1.0])
+    make_case(tmp_path, "BraTS2021_00000", affine=affine)
+    item = runner.scan(tmp_path).items[0]
+    case = cases.load(item, DataConfig(root=tmp_path, crop=1))
+    raw = np.stack([np.asarray(nib.load(path).dataobj) for path in item["image"]])
+    assert np.array_equal(case.restore(case.image[0]).numpy(), raw)
+
+
 def test_every_nth_subject_by_name(content: dict[str, Any], tmp_path: Path) -> None:
     content["data"]["every"] = 2
     content["attacks"] = [{"name": "noise"}]
@@ -152,8 +223,6 @@ def test_a_target_from_another_subject_is_on_this_subjects_grid(content: dict[st
 
 
 def test_label_voxels_outside_the_crop_count_as_missed(tmp_path: Path) -> None:
-    from builders import case_file, rewrite
-
     make_case(tmp_path, "BraTS2021_00000")
     path = case_file(tmp_path, "BraTS2021_00000", "label")
 
@@ -164,13 +233,6 @@ def test_label_voxels_outside_the_crop_count_as_missed(tmp_path: Path) -> None:
 
     rewrite(stray)(path)
     item = runner.scan(tmp_path).items[0]
-    config = study_from_data(tmp_path)
-    case = cases.load(item, config)
+    case = cases.load(item, DataConfig(root=tmp_path, crop=0))
     assert case.outside.tolist() == [2]
     assert case.truth_outside(Head("softmax")) == {"WT": 1, "TC": 0, "ET": 0}
-
-
-def study_from_data(root: Path) -> Any:
-    from monai_adv.studies.config import DataConfig
-
-    return DataConfig(root=root, crop=0)
