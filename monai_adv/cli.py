@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # a table that is piped or logged is not folded into 80 columns
-out = Console(width=None if sys.stdout.isatty() else 200)
+out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True)
 CHECK_COLUMNS = (
     "subject",

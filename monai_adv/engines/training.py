@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
-from monai.data import CacheDataset, ThreadDataLoader, list_data_collate
+from monai.data import CacheDataset, DataLoader, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.inferers import SimpleInferer
@@ -180,10 +180,8 @@ def train(
     sampler = RandomSampler(
         dataset, num_samples=config.steps * subjects, generator=torch.Generator().manual_seed(config.seed)
     )
-    # one background thread prepares the next batches while the network works; the order of the draws is the same
-    loader = ThreadDataLoader(
-        dataset, buffer_size=4, num_workers=0, batch_size=subjects, sampler=sampler, collate_fn=list_data_collate
-    )
+    # no background thread: an engine that ends early leaves MONAI's running, and it outlives the interpreter
+    loader = DataLoader(dataset, batch_size=subjects, sampler=sampler, collate_fn=list_data_collate)
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     started = time.monotonic()

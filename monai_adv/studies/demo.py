@@ -75,12 +75,12 @@ def demo_study(
         {
             "title": "Demonstration: a small U-Net on simulated brain tumour MRI",
             "data": {"root": str(folder / "cohort"), "subjects": [item["subject"] for item in items]},
-            "victims": [{"name": "demo U-Net", "checkpoint": str(checkpoint), "roi_size": [48, 48, 48]}],
+            "victims": [{"name": "demo U-Net", "checkpoint": str(checkpoint)}],
             "attacks": [
                 {"name": "noise"},
                 {"name": "fgsm"},
                 {"name": "ifgsm", "steps": 10},
-                {"name": "targeted_ifgsm", "steps": 10},
+                {"name": "targeted_ifgsm", "steps": 5},
             ],
             "budgets": {"eps": [0.05, 0.1, 0.2], "units": "std"},
             "seed": seed,

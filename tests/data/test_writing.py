@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(DataError, match=r"Permission denied.*folder you may write to"):
+    with pytest.raises(DataError, match=r"Permission denied.*make the folder writable"):
         save_nifti(np.zeros((4, 4, 4), np.uint8), grid, tmp_path / "out.nii")
     assert [path.name for path in tmp_path.iterdir()] == ["grid.nii"]
 

@@ -6,13 +6,14 @@ import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from monai_adv.errors import CheckpointError
+from monai_adv.errors import CheckpointError, WriteError
 from monai_adv.networks import baseline_unet, build_network
 from monai_adv.victims import VictimConfig, build_victim, load_victim, read_checkpoint, save_checkpoint
 from monai_adv.victims.checkpoint import FORMAT, file_hash
@@ -88,12 +89,12 @@ def test_only_plain_data_are_saved(tmp_path, value):
 def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
 
-    def full_disk(_: object, path: Path) -> None:
-        path.write_bytes(b"half a file")
+    def full_disk(_: object, stream: IO[bytes]) -> None:
+        stream.write(b"half a file")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match="No space"):
         save_checkpoint(saved, *small())
     assert saved.read_bytes() == before
     assert [p.name for p in saved.parent.iterdir()] == ["victim.pt"]
