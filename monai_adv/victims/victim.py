@@ -65,7 +65,9 @@ class Victim:
         """
         with self._protected():
             logits = self._forward(_plain(image))
-        if not bool(torch.isfinite(logits.detach()).all()):
+        # the sum is finite unless a logit is not, or logits are so large that it overflows: then they are looked at
+        values = logits.detach()
+        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
             raise NonFiniteError("the network gave NaN or infinite logits: the case cannot be scored")
         return logits
 
@@ -88,7 +90,7 @@ class Victim:
             rule = getattr(self.preprocessing, "gradient_support", None)
             support = rule(image, support) if rule is not None and image is not None else None
         restricted: AbstractContextManager[Any] = nullcontext()
-        if restrict is not None and support is not None:
+        if restrict is not None and support is not None and not bool(support.all()):  # a mask of all costs a pass
             restricted = restrict(support)
         with self._protected(), restricted:
             previous, self._guarded = self._guarded, True
