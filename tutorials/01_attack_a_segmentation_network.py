@@ -42,9 +42,7 @@ print(victim, len(items), "subjects")
 case = load_case(items[0])
 image, label = case["image"][None], victim.head.label_from_classes(case["label"][None].as_tensor())
 result = attacks.create("ifgsm", eps=0.1, steps=5)(victim, image, label)
-print(
-    f"mean Dice {result.clean_score.item():.3f} -> {result.score.item():.3f}, success {bool(result.success)}, {result.cost}"
-)
+print(f"mean Dice {result.clean_score.item():.3f} -> {result.score.item():.3f}, {result.cost}")
 
 # %%
 spacing = image.pixdim[0].tolist() if image.pixdim.ndim > 1 else image.pixdim.tolist()
