@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from monai_adv.errors import ConfigError
-from monai_adv.studies import read_records, run_study
+from monai_adv.studies import demo, read_records, run_study
 from monai_adv.studies.demo import RECIPE, TRAINING, demo_study, packaged_victim
 from monai_adv.victims import load_victim
 from monai_adv.victims.checkpoint import file_hash
@@ -50,3 +50,13 @@ def test_demo_from_nothing_to_a_report(tmp_path: Path) -> None:
 def test_the_training_cohort_is_not_attacked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not held out"):
         demo_study(tmp_path, seed=TRAINING["seed"])
+
+
+def test_retraining_follows_the_recipe_on_its_own_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "TRAINING", {"subjects": 2, "spacing": 4.0, "seed": TRAINING["seed"]})
+    path = demo.train_demo_victim(tmp_path / "training", tmp_path / "demo_unet.pt", steps=2)
+    stored = torch.load(path, weights_only=True)["config"]
+    packaged = torch.load(packaged_victim(), weights_only=True)["config"]
+    assert stored["network"] == packaged["network"]
+    assert {**stored["training"]["recipe"], "steps": 0} == {**packaged["training"]["recipe"], "steps": 0}
+    assert stored["training"]["subjects"] == packaged["training"]["subjects"][:2]
