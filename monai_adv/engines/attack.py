@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from monai_adv.attacks import Attack, AttackResult, create
 from monai_adv.errors import ConfigError
 from monai_adv.inferers import differentiable
-from monai_adv.victims import Head, Victim
+from monai_adv.victims import Head, Victim, plain_tensor
 
 
 class AttackKeys:
@@ -94,10 +94,8 @@ class AttackIteration:
             self.result = self.attack(victim, image, label)
             return self.result.image
         self.result = self.attack(victim, image[:count], label[:count])
-        mixed = torch.cat([_plain(self.result.image), _plain(image[count:])])
-        if isinstance(image, MetaTensor):
-            return MetaTensor(mixed, meta=image.meta, applied_operations=image.applied_operations)
-        return mixed
+        mixed = torch.cat([plain_tensor(self.result.image), plain_tensor(image[count:])])
+        return _with_meta(mixed, image)
 
 
 class AttackEvaluator(SupervisedEvaluator):
@@ -180,10 +178,6 @@ class _Autocast(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         with torch.autocast(**self.arguments):
             return self.network(image).float()
-
-
-def _plain(data: Tensor) -> Tensor:
-    return data.as_tensor() if isinstance(data, MetaTensor) else data
 
 
 def _with_meta(data: Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_adv.errors import ConfigError
 from monai_adv.handlers.records import case_rows, setting_label
-from monai_adv.victims import Head, as_head
+from monai_adv.victims import Head, as_head, plain_tensor
 
 
 class AttackRecordSaver:
@@ -63,7 +63,7 @@ class AttackRecordSaver:
         if attack is None or not isinstance(output, dict) or "clean_pred" not in output:
             raise ConfigError("AttackRecordSaver reads an AttackEvaluator's output; attach it to one")
         threat = attack.threat
-        label = _plain(output[CommonKeys.LABEL])
+        label = plain_tensor(output[CommonKeys.LABEL])
         for index in range(len(label)):
             subject = self._subject(engine, index)
             setting = setting_label(attack.name, threat.eps, threat.units, threat.norm)
@@ -71,11 +71,11 @@ class AttackRecordSaver:
                 raise ConfigError(f"{subject}, {setting} was recorded already: a duplicated case is a wrong p-value")
             rows: list[dict[str, Any]] = []
             one = slice(index, index + 1)
-            clean = _plain(output["clean_image"])[one]
+            clean = plain_tensor(output["clean_image"])[one]
             spacing = self.spacing or _spacing(output[CommonKeys.IMAGE], index, clean.dim() - 2)
             for name, key, image in (
                 ("clean", "clean_pred", clean),
-                (attack.name, CommonKeys.PRED, _plain(output[CommonKeys.IMAGE])[one]),
+                (attack.name, CommonKeys.PRED, plain_tensor(output[CommonKeys.IMAGE])[one]),
             ):
                 eps = 0.0 if name == "clean" else threat.eps
                 identity = {
@@ -86,7 +86,7 @@ class AttackRecordSaver:
                 if (subject, identity["setting"]) in self._seen:
                     continue  # the clean rows, recorded with another attack
                 self._seen.add((subject, str(identity["setting"])))
-                logits = _plain(output[key])[one]
+                logits = plain_tensor(output[key])[one]
                 rows += case_rows(
                     identity,
                     head=self.head,
@@ -117,10 +117,6 @@ class AttackRecordSaver:
                 writer.writeheader()
             writer.writerows(rows)
         self.rows += rows
-
-
-def _plain(data: Tensor) -> Tensor:
-    return data.as_tensor() if isinstance(data, MetaTensor) else data
 
 
 def _spacing(image: Tensor, index: int, dims: int) -> tuple[float, ...]:

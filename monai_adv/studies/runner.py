@@ -79,7 +79,7 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
         ConfigError: if the output folder belongs to a different study, or no subject is left.
         CheckpointError: if a victim cannot be loaded.
     """
-    items, result = _prepare(study)
+    items, by_subject, result = _prepare(study)
     victims = {v.name: _load(v, study.device) for v in study.victims}
     hashes = {
         v.name: digest(
@@ -92,7 +92,7 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
     total = len(items) * len(victims) * (1 + len(study.attacks) * len(study.budgets.eps))
     expected: set[str] = set()
     try:
-        _run_items(study, items, victims, hashes, store, montages, total, expected, result, on_progress)
+        _run_items(study, items, by_subject, victims, hashes, store, montages, total, expected, result, on_progress)
     finally:  # an interrupted run leaves its table too
         write_records(result.folder, store, expected)
         write_json(result.folder / "problems.json", result.problems)
@@ -104,6 +104,7 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
 def _run_items(
     study: StudyConfig,
     items: list[dict[str, Any]],
+    by_subject: dict[str, dict[str, Any]],
     victims: dict[str, Victim],
     hashes: dict[str, str],
     store: UnitStore,
@@ -114,7 +115,6 @@ def _run_items(
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
     """Every subject, victim and attack; ``expected`` collects the keys that belong to this run."""
-    by_subject = {item["subject"]: item for item in scan(study.data.root, study.data.scheme).items}
     masks = {a.title: _target_hash(a, by_subject) for a in study.attacks}
     for item in items:
         subject = item["subject"]
@@ -169,7 +169,8 @@ def _target_hash(entry: AttackEntry, items: dict[str, dict[str, Any]]) -> str | 
         raise ConfigError(f"attack {entry.title}: target {path} cannot be read: {error.strerror}") from error
 
 
-def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], StudyResult]:
+def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], StudyResult]:
+    """The items to run, every usable item of the folder by subject (targets may be others), and the result so far."""
     found = scan(study.data.root, study.data.scheme)
     result = StudyResult(study.output)
     problems = [str(p) for p in found.problems if p.severity == "error"]
@@ -196,7 +197,7 @@ def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], StudyResult]:
             "give this one another output folder, or remove that folder"
         )
     write_json(setup, content)
-    return items, result
+    return items, {item["subject"]: item for item in found.items}, result
 
 
 def _load(entry: Any, device: str) -> Victim:

@@ -9,7 +9,7 @@ from monai_adv.victims.checkpoint import (
 )
 from monai_adv.victims.guard import guard
 from monai_adv.victims.head import Head, as_head, mean_dice
-from monai_adv.victims.victim import Victim
+from monai_adv.victims.victim import Victim, plain_tensor
 
 __all__ = [
     "Head",
@@ -20,6 +20,7 @@ __all__ = [
     "guard",
     "load_victim",
     "mean_dice",
+    "plain_tensor",
     "read_checkpoint",
     "save_checkpoint",
 ]

@@ -64,7 +64,7 @@ class Victim:
             ConfigError: if the network refuses the number of channels.
         """
         with self._protected():
-            logits = self._forward(_plain(image))
+            logits = self._forward(plain_tensor(image))
         # the sum is finite unless a logit is not, or logits are so large that it overflows: then they are looked at
         values = logits.detach()
         if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
@@ -135,7 +135,7 @@ class Victim:
             raise ConfigError(f"the network returns a dictionary {sorted(logits)}; wrap it so that it returns logits")
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
-        logits = _plain(logits)
+        logits = plain_tensor(logits)
         return logits if self.postprocessing is None else self.postprocessing(logits)
 
     def __repr__(self) -> str:
@@ -149,7 +149,7 @@ def _guard_keeping_grad_mode(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _plain(data: Tensor) -> Tensor:
+def plain_tensor(data: Tensor) -> Tensor:
     """A plain tensor: MetaTensor bookkeeping has no place in an optimisation loop."""
     return data.as_tensor() if isinstance(data, MetaTensor) else data
 
