@@ -190,8 +190,18 @@ def test_what_was_oriented_and_cropped_comes_back_to_the_files_grid(tmp_path: Pa
     axes = nib.orientations.axcodes2ornt(tuple(codes))
     affine = nib.orientations.inv_ornt_aff(axes, (14, 16, 12)) @ np.diag([2.0, 2.0, 3.0, 1.0])
     make_case(tmp_path, "BraTS2021_00000", affine=affine)
+
+    def empty_the_near_end(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        array = array.copy()
+        array[:4], array[:, :3], array[:, :, :2] = 0, 0, 0
+        return array, affine
+
+    for role in ("T1", "T1c", "T2", "FLAIR", "label"):
+        rewrite(empty_the_near_end)(case_file(tmp_path, "BraTS2021_00000", role))
     item = runner.scan(tmp_path).items[0]
     case = cases.load(item, DataConfig(root=tmp_path, crop=1))
+    assert any(side.start > 0 for side in case.box)
+    assert case.image[0, 0].numel() < case.whole[0].numel()
     raw = np.stack([np.asarray(nib.load(path).dataobj) for path in item["image"]])
     assert np.array_equal(case.restore(case.image[0]).numpy(), raw)
 
