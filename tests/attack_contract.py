@@ -1,6 +1,8 @@
-"""What the tests of the attacks' contract share: how each attack is made small, and what is compared."""
+"""What the tests of the attacks' contract share: how each attack is made small, what it promises, what is compared."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -8,25 +10,66 @@ from torch import nn
 
 from monai_adv import attacks
 from monai_adv.attacks import ATTACKS, Attack
-from monai_adv.threats import THREATS
 
-NAMES = list(ATTACKS)
-NORMS = list(THREATS)
-# few steps: the contract holds after any number of them
-OPTIONS: dict[str, dict] = {"pgd": {"steps": 2}, "ifgsm": {"steps": 2}, "targeted_ifgsm": {"steps": 2}}
-# attacks that draw random numbers, with the options that make them draw none
-WITHOUT_CHANCE: dict[str, dict | None] = {"noise": None, "pgd": {"random_start": False}}
-GRADIENT_FREE = ("noise",)
+
+@dataclass
+class Trait:
+    """How the contract's tests treat one attack; the defaults fit a gradient attack inside a norm ball."""
+
+    options: dict = field(default_factory=dict)  # few steps: the contract holds after any number of them
+    without_chance: dict | None = field(default_factory=dict)  # options that draw nothing; None: it always draws
+    draws: bool = False  # whether it draws random numbers with its default options
+    gradient: bool = True  # takes gradients
+    uses_budget: bool = True  # reaches at least half of its budget wherever the victim answers at all
+    local: bool = True  # nothing changes outside the support
+    positive: bool = False  # needs images without negative values (magnitude MRI)
+    flat: bool = True  # a slice is a volume of depth one
+    best: bool = True  # keeps the best iterate by the metric (not the last, not the smallest)
+
+
+TRAITS: dict[str, Trait] = {
+    "noise": Trait(without_chance=None, draws=True, gradient=False),
+    "fgsm": Trait(),
+    "ifgsm": Trait({"steps": 2}),
+    "targeted_ifgsm": Trait({"steps": 2}),
+    "pgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
+}
 BUDGET = {"linf": 0.2, "l2": 3.0}
 
+NAMES = list(ATTACKS)
+CASES = [(name, norm) for name in NAMES for norm in ATTACKS[name].norms]
+NORM_CASES = [(name, norm) for name, norm in CASES if norm != "parameter"]
+GRADIENT = [name for name in NAMES if TRAITS[name].gradient]
+LOSSES = [name for name in NAMES if not ATTACKS[name].fixed_loss]
+DRAWN = [name for name in NAMES if TRAITS[name].draws]
+
 named = pytest.mark.parametrize("name", NAMES)
-normed = pytest.mark.parametrize("norm", NORMS)
+cased = pytest.mark.parametrize(("name", "norm"), CASES)
+norm_cased = pytest.mark.parametrize(("name", "norm"), NORM_CASES)
 headed = pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 
 
-def make_attack(name: str, norm: str = "linf", eps: float | None = None, **options) -> Attack:
-    budget = BUDGET[norm] if eps is None else eps
-    return attacks.create(name, budget, norm=norm, **{**OPTIONS.get(name, {}), **options})
+def budget(name: str, norm: str | None = None) -> float:
+    """The budget the contract is tried with: that of the norm, or the attack's own."""
+    norm = norm or ATTACKS[name].norms[0]
+    return BUDGET[norm] if norm in BUDGET else ATTACKS[name].default_eps[0]
+
+
+def make_attack(name: str, norm: str | None = None, eps: float | None = None, **options) -> Attack:
+    norm = norm or ATTACKS[name].norms[0]
+    eps = budget(name, norm) if eps is None else eps
+    if norm == "parameter":
+        options.pop("units", None)
+    return attacks.create(name, eps, norm=norm, **{**TRAITS[name].options, **options})
+
+
+def is_targeted(name: str) -> bool:
+    return make_attack(name).targeted
+
+
+def prepared(name: str, image: torch.Tensor) -> torch.Tensor:
+    """The image as this attack can take it."""
+    return image.abs() if TRAITS[name].positive else image
 
 
 def snapshot(network: nn.Module):
@@ -44,9 +87,13 @@ def assert_as_found(network: nn.Module, before) -> None:
     assert all(torch.equal(a, b) for a, b in zip(after[3], before[3]))
 
 
-def assert_same_result(a, b) -> None:
-    for key in ("image", "perturbation", "prediction", "success", "score", "clean_score", "best_step"):
+def assert_same_result(a, b, labels: bool = True) -> None:
+    keys = ("image", "perturbation", "prediction", "success", "score", "clean_score", "best_step")
+    for key in (*keys, "label") if labels else keys:
         assert torch.equal(getattr(a, key), getattr(b, key)), key
+    assert a.parameters.keys() == b.parameters.keys()
+    assert all(torch.equal(a.parameters[key], b.parameters[key]) for key in a.parameters)
+    assert a.details == b.details
     assert len(a.trace) == len(b.trace)
     for one, other in zip(a.trace, b.trace):
         assert (one["step"], one["restart"]) == (other["step"], other["restart"])

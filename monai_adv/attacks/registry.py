@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from monai_adv.attacks.base import Attack
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
 from monai_adv.errors import ConfigError
-from monai_adv.threats import create_threat
+from monai_adv.threats import Threat, create_threat
 
 ATTACKS: dict[str, type[Attack]] = {cls.name: cls for cls in (Noise, FGSM, IFGSM, TargetedIFGSM, PGD)}
 
@@ -18,13 +19,13 @@ def available() -> dict[str, str]:
     return {n: f"{(inspect.getdoc(c) or '').splitlines()[0]} [{c.reference}]" for n, c in ATTACKS.items()}
 
 
-def create(name: str, eps: float = 0.1, *, norm: str = "linf", **options: Any) -> Attack:
+def create(name: str, eps: float | None = None, *, norm: str | None = None, **options: Any) -> Attack:
     """An attack by name from plain options.
 
     Args:
         name: see :func:`available`.
-        eps: budget, in ``units``.
-        norm: "linf" or "l2".
+        eps: budget, in ``units`` (or in the attack's own); if None .1, or the attack's own default.
+        norm: "linf" or "l2"; the first the attack searches if None.
         **options: of the threat (units, channels, bounds, support) and of the attack (loss, steps, target ...).
 
     Raises:
@@ -34,21 +35,57 @@ def create(name: str, eps: float = 0.1, *, norm: str = "linf", **options: Any) -
         >>> create("pgd", eps=0.1, steps=10).threat.describe()
         'L-inf <= 0.1 std'
     """
-    if name not in ATTACKS:
-        raise ConfigError(f"attack {name!r} is unknown: use one of {', '.join(ATTACKS)}")
+    kind = attack_class(name)
+    if eps is None:
+        eps = 0.1 if kind.default_eps is None else kind.default_eps[0]
+    norm = kind.norms[0] if norm is None else norm
     threat_options = {k: options.pop(k) for k in ("units", "channels", "bounds", "support") if k in options}
     for key in ("channels", "bounds"):  # lists in YAML
         if isinstance(threat_options.get(key), list):
             threat_options[key] = tuple(threat_options[key])
-    known = option_names(name)
+    if kind.units is not None and threat_options.setdefault("units", kind.units) != kind.units:
+        raise ConfigError(f"the budget of {name} is in {kind.units}, not in {threat_options['units']}")
+    return build({"name": name, **options}, create_threat(norm, eps=eps, **threat_options))
+
+
+def build(spec: str | Mapping[str, Any], threat: Threat) -> Attack:
+    """An attack from ``{"name": ..., **options}`` (or its name) inside a given threat, for attacks made of attacks.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in options:
+        raise ConfigError(f"an attack needs a name: {options}")
+    name = options.pop("name")
+    kind, known = attack_class(name), option_names(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(f"attack {name} has no option {', '.join(unknown)}: it takes {', '.join(known)}")
-    return ATTACKS[name](create_threat(norm, eps=eps, **threat_options), **options)
+    return kind(threat, **options)
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The class of a registered name.
+
+    Raises:
+        ConfigError: lists the names there are.
+    """
+    if name not in ATTACKS:
+        raise ConfigError(f"attack {name!r} is unknown: use one of {', '.join(ATTACKS)}")
+    return ATTACKS[name]
 
 
 def option_names(name: str) -> list[str]:
-    """The constructor's options of an attack, without the threat."""
-    own = [p for p in inspect.signature(ATTACKS[name].__init__).parameters if p not in ("self", "threat", "options")]
-    general = [p for p in inspect.signature(Attack.__init__).parameters if p not in ("self", "threat")]
-    return list(dict.fromkeys(own + general))
+    """The constructor's options of an attack, without the threat; those of its base classes come last."""
+    names: list[str] = []
+    for cls in ATTACKS[name].__mro__:
+        if "__init__" not in vars(cls) or cls is object:
+            continue
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+        names += [p.name for p in parameters if p.name not in ("self", "threat") and p.kind is not p.VAR_KEYWORD]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break  # what a class does not pass on cannot be given
+    closed = {"loss"} if ATTACKS[name].fixed_loss else set()
+    closed |= {"target"} if ATTACKS[name].modes == "untargeted" else set()
+    return [n for n in dict.fromkeys(names) if n not in closed]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from monai_adv.attacks.base import Attack, Run
+from monai_adv.attacks.base import Attack, Target, positive
+from monai_adv.attacks.run import Run
 from monai_adv.errors import ConfigError
 from monai_adv.losses import AttackLoss
 from monai_adv.threats import Threat
@@ -28,6 +26,7 @@ class Noise(Attack):
 
     name: ClassVar[str] = "noise"
     reference: ClassVar[str] = "control"
+    modes: ClassVar[str] = "untargeted"
 
     def __init__(
         self, threat: Threat, kind: str = "sign", repeats: int = 1, loss: str | AttackLoss = "dice_ce", **options: Any
@@ -36,7 +35,7 @@ class Noise(Attack):
         if kind not in ("sign", "gaussian"):
             raise ConfigError(f"noise kind {kind!r} is unknown: use 'sign' or 'gaussian'")
         self.kind = kind
-        self.repeats = _positive("repeats", repeats)
+        self.repeats = positive("repeats", repeats)
 
     def _search(self, run: Run) -> None:
         for repeat in range(self.repeats):
@@ -95,12 +94,12 @@ class PGD(Attack):
         **options: Any,
     ) -> None:
         super().__init__(threat, loss, **options)
-        self.steps = _positive("steps", steps)
+        self.steps = positive("steps", steps)
         if step_size is not None and not (isinstance(step_size, (int, float)) and 0 < step_size < math.inf):
             raise ConfigError(f"step_size must be > 0 and finite, got {step_size!r}")
         self.step_size = step_size
         self.random_start = bool(random_start)
-        self.restarts = _positive("restarts", restarts)
+        self.restarts = positive("restarts", restarts)
         if self.restarts > 1 and not self.random_start:
             raise ConfigError("restarts from the same point repeat one search: set random_start")
 
@@ -161,22 +160,15 @@ class TargetedIFGSM(IFGSM):
 
     name: ClassVar[str] = "targeted_ifgsm"
     reference: ClassVar[str] = "Liu et al. 2019"
-    targeted: ClassVar[bool] = True
+    modes: ClassVar[str] = "targeted"
 
     def __init__(
         self,
         threat: Threat,
-        target: str | Mapping[str, Any] | Tensor = "background",
+        target: Target = "background",
         loss: str | AttackLoss = "ce",
         steps: int = 10,
         step_size: float | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(threat, loss, steps, step_size, **options)
-        self.target = target
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or not value >= 1:
-        raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
-    return int(value)
+        super().__init__(threat, loss, steps, step_size, target=target, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,13 @@ from monai_adv.victims import Head
 RULES = ("background", "least_likely", "permute", "hide")
 
 
-def make_target(rule: str | Mapping[str, Any] | Tensor, label: Tensor, logits: Tensor, head: Head) -> Tensor:
+def make_target(
+    rule: str | Mapping[str, Any] | Tensor,
+    label: Tensor,
+    logits: Tensor,
+    head: Head,
+    spacing: Sequence[float] | None = None,
+) -> Tensor:
     """The target segmentation of a targeted attack, of the head's label kind.
 
     Args:
@@ -28,6 +34,7 @@ def make_target(rule: str | Mapping[str, Any] | Tensor, label: Tensor, logits: T
         label: the label the attack starts from (ground truth or clean prediction).
         logits: clean logits ``(B, K, *spatial)``.
         head: the head.
+        spacing: voxel size in mm for rules in mm; 1 if None.
 
     Raises:
         ConfigError: for an unknown rule or class, or a mask that does not fit.

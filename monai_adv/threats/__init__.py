@@ -1,7 +1,7 @@
 """Threat models: what may change, by how much, in which units."""
 
-from monai_adv.threats.ball import Ball, L2Ball, LInfBall
-from monai_adv.threats.threat import L2, THREATS, LInf, Threat, create_threat
+from monai_adv.threats.ball import Ball, L2Ball, LInfBall, ParametricBall
+from monai_adv.threats.threat import L2, THREATS, LInf, Parametric, Threat, create_threat
 from monai_adv.threats.units import UNITS, foreground, unit_scale
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "L2Ball",
     "LInf",
     "LInfBall",
+    "Parametric",
+    "ParametricBall",
     "Threat",
     "create_threat",
     "foreground",

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
+from monai_adv.errors import ConfigError
+
 
 @dataclass
 class Ball(ABC):
@@ -83,6 +85,11 @@ class Ball(ABC):
         """Euclidean length per sample in units, summed in float64."""
         return self._units(delta).double().flatten(1).norm(dim=1)
 
+    def _finite(self) -> float:
+        if self.eps == float("inf"):
+            raise ConfigError("a random start or noise of an unbounded threat has no size: give eps")
+        return self.eps
+
     def _draw(self, kind: str, generator: Generator | None) -> Tensor:
         device = generator.device if generator is not None else self.clean.device
         values = torch.empty(self.clean.shape, dtype=self.clean.dtype, device=device)
@@ -107,7 +114,8 @@ class LInfBall(Ball):
     @cached_property
     def _box(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest allowed image: budget, bounds and support in one box, so that projecting is one pass."""
-        radius = self.eps * self.scale
+        # a channel that cannot change has scale 0, and inf * 0 is no radius
+        radius = torch.where(self.scale > 0, self.eps * self.scale, torch.zeros_like(self.scale))
         return self._bounded(self.clean - radius), self._bounded(self.clean + radius)
 
     def project(self, image: Tensor) -> Tensor:
@@ -117,12 +125,12 @@ class LInfBall(Ball):
         return self.project(torch.addcmul(image, gradient.sign(), size * self.scale))
 
     def random(self, generator: Generator | None = None) -> Tensor:
-        return self.project(self.clean + self._draw("uniform", generator) * (self.eps * self.scale))
+        return self.project(self.clean + self._draw("uniform", generator) * (self._finite() * self.scale))
 
     def noise(self, kind: str, generator: Generator | None = None) -> Tensor:
         # Gaussian noise of standard deviation eps has the RMS of sign noise; it is unbounded, so not projected to eps
         direction = self._noise_direction(kind, generator)
-        return self._bounded(self.clean + direction * (self.eps * self.scale))
+        return self._bounded(self.clean + direction * (self._finite() * self.scale))
 
     def size(self, image: Tensor) -> Tensor:
         return self._units(image - self.clean).abs().flatten(1).amax(1)
@@ -154,11 +162,11 @@ class L2Ball(Ball):
         uniform = torch.rand(
             len(count), dtype=torch.float64, device=generator.device if generator else None, generator=generator
         ).to(count.device)
-        return self._scaled(direction, self.eps * uniform ** (1 / count))
+        return self._scaled(direction, self._finite() * uniform ** (1 / count))
 
     def noise(self, kind: str, generator: Generator | None = None) -> Tensor:
         direction = torch.where(self.mask, self._noise_direction(kind, generator), torch.zeros_like(self.clean))
-        return self._scaled(direction, torch.full((len(direction),), self.eps, dtype=torch.float64))
+        return self._scaled(direction, torch.full((len(direction),), self._finite(), dtype=torch.float64))
 
     def size(self, image: Tensor) -> Tensor:
         return self._length(image - self.clean)
@@ -167,3 +175,22 @@ class L2Ball(Ball):
         norm = direction.double().flatten(1).norm(dim=1)
         factor = self._flat(length.to(norm.device) / norm).to(direction.dtype)
         return self.project(self.clean + direction * factor * self.scale)
+
+
+class ParametricBall(Ball):
+    """Images made by a change whose parameters are limited: only support and bounds are kept here."""
+
+    def project(self, image: Tensor) -> Tensor:
+        return self._bounded(image)
+
+    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
+        raise NotImplementedError("a parametric threat is searched in its parameters, not in voxels")
+
+    def random(self, generator: Generator | None = None) -> Tensor:
+        raise NotImplementedError("a parametric threat is searched in its parameters, not in voxels")
+
+    def noise(self, kind: str, generator: Generator | None = None) -> Tensor:
+        raise NotImplementedError("noise of a parametric threat are random parameters: use the attack's own control")
+
+    def size(self, image: Tensor) -> Tensor:
+        return (image - self.clean).abs().flatten(1).amax(1)

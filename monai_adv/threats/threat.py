@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_adv.errors import ConfigError
-from monai_adv.threats.ball import Ball, L2Ball, LInfBall
+from monai_adv.threats.ball import Ball, L2Ball, LInfBall, ParametricBall
 from monai_adv.threats.units import UNITS, foreground, unit_scale
 
 Bounds = str | tuple[float | Sequence[float], float | Sequence[float]] | None
@@ -25,7 +25,8 @@ class Threat(ABC):
     A threat is a description without data; :meth:`bind` puts it around an image.
 
     Args:
-        eps: budget, >= 0, in ``units``.
+        eps: budget, >= 0, in ``units``; ``inf`` leaves the perturbation's size to the attack (its bounds and support
+            still hold).
         units: "std" (standard deviations of the support, per channel), "range" (fractions of its 0.5-99.5 percentile
             range, per channel; 8/255 of it is the usual "8/255") or "absolute" (the image's own units).
         channels: indices of the modalities that may change; all if None.
@@ -42,10 +43,9 @@ class Threat(ABC):
     norm: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.eps, (int, float)) and math.isfinite(self.eps) and self.eps >= 0):
-            raise ConfigError(f"eps must be a finite number >= 0, got {self.eps!r}")
-        if self.units not in UNITS:
-            raise ConfigError(f"units {self.units!r} are unknown: use one of {', '.join(UNITS)}")
+        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)) or not self.eps >= 0:
+            raise ConfigError(f"eps must be a number >= 0, got {self.eps!r}")
+        self._check_units()
         if self.support not in ("foreground", "all"):
             raise ConfigError(f"support {self.support!r} is unknown: use 'foreground', 'all', or give a mask")
         if isinstance(self.bounds, str) and self.bounds != "data":
@@ -56,6 +56,10 @@ class Threat(ABC):
             object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
             if not self.channels:
                 raise ConfigError("channels is empty: name at least one modality or leave it out for all")
+
+    def _check_units(self) -> None:
+        if self.units not in UNITS:
+            raise ConfigError(f"units {self.units!r} are unknown: use one of {', '.join(UNITS)}")
 
     def with_eps(self, eps: float) -> Threat:
         """The same threat with another budget."""
@@ -79,7 +83,7 @@ class Threat(ABC):
             if support.shape[0] != batch or support.shape[1] not in (1, channels) or list(support.shape[2:]) != spatial:
                 raise ConfigError(f"support {tuple(support.shape)} does not fit the image {tuple(image.shape)}")
             mask = support.to(image.device).bool().expand(image.shape)
-        scale = unit_scale(image, mask, self.units)
+        scale = self._scale(image, mask)
         if self.channels is not None:
             if min(self.channels) < -channels or max(self.channels) >= channels:
                 raise ConfigError(f"channels {self.channels} do not exist in an image of {channels} channels")
@@ -95,6 +99,9 @@ class Threat(ABC):
             )
         low, high = self._limits(image)
         return self._ball(image.detach(), mask, scale, low, high)
+
+    def _scale(self, image: Tensor, mask: Tensor) -> Tensor:
+        return unit_scale(image, mask, self.units)
 
     def _limits(self, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.bounds is None:
@@ -124,12 +131,14 @@ class Threat(ABC):
     def describe(self) -> str:
         """One line for tables and reports, e.g. ``L-inf <= 0.1 std``."""
         where = "" if self.channels is None else f", channels {list(self.channels)}"
+        if math.isinf(self.eps):
+            return f"unbounded {self.norm_name} in {self.units}{where}"
         return f"{self.norm_name} <= {self.eps:g} {self.units}{where}"
 
     @property
     def norm_name(self) -> str:
         """The norm as readers write it."""
-        return {"linf": "L-inf", "l2": "L2"}[self.norm]
+        return {"linf": "L-inf", "l2": "L2", "parameter": "parameter"}[self.norm]
 
 
 class LInf(Threat):
@@ -164,11 +173,53 @@ class L2(Threat):
         return L2Ball(clean, mask, scale, self.eps, low, high)
 
 
-THREATS: dict[str, type[Threat]] = {"linf": LInf, "l2": L2}
+class Parametric(Threat):
+    """The parameters of a physical change (a bias field, a deformation, motion ...) are limited, not its voxels.
+
+    Args:
+        eps: budget of the parameters, in ``units``.
+        units: of the parameters, e.g. "mm"; the attack names them.
+        channels: modalities that may change.
+        bounds: None (default: the change is real physics) or as :class:`Threat`, then the image is clipped.
+        support: as :class:`Threat`; voxels that may change where the change acts on intensities.
+    """
+
+    norm: ClassVar[str] = "parameter"
+
+    def __init__(
+        self,
+        eps: float,
+        units: str = "absolute",
+        channels: tuple[int, ...] | None = None,
+        bounds: Bounds = None,
+        support: str = "foreground",
+    ) -> None:
+        for name, value in {
+            "eps": eps, "units": units, "channels": channels, "bounds": bounds, "support": support
+        }.items():  # fmt: skip
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    def _check_units(self) -> None:
+        if math.isinf(self.eps):
+            raise ConfigError("eps of a parametric threat must be finite")
+
+    def _scale(self, image: Tensor, mask: Tensor) -> Tensor:
+        return unit_scale(image, mask, "absolute")
+
+    def _ball(self, clean: Tensor, mask: Tensor, scale: Tensor, low: Tensor | None, high: Tensor | None) -> Ball:
+        return ParametricBall(clean, mask, scale, self.eps, low, high)
+
+    def describe(self) -> str:
+        where = "" if self.channels is None else f", channels {list(self.channels)}"
+        return f"parameters <= {self.eps:g} {self.units}{where}"
+
+
+THREATS: dict[str, type[Threat]] = {"linf": LInf, "l2": L2, "parameter": Parametric}
 
 
 def create_threat(norm: str = "linf", **arguments: object) -> Threat:
-    """A threat by the name of its norm, "linf" or "l2".
+    """A threat by the name of its norm: "linf", "l2" or "parameter".
 
     Raises:
         ConfigError: for an unknown norm or argument.

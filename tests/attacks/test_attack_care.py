@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from attack_contract import (
-    GRADIENT_FREE,
-    NAMES,
+    GRADIENT,
+    LOSSES,
+    TRAITS,
     assert_as_found,
     assert_same_result,
+    cased,
+    is_targeted,
     make_attack,
     named,
-    normed,
+    prepared,
     snapshot,
 )
 from monai.data import MetaTensor, decollate_batch
@@ -38,7 +41,7 @@ class Explodes(AttackLoss):
         return CrossEntropy()(logits, label, head, weight)
 
 
-@named
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_network_is_restored_after_an_exception(name):
     victim = make_victim("windows")
     victim.network[0].weight.requires_grad_(False)
@@ -46,10 +49,10 @@ def test_the_network_is_restored_after_an_exception(name):
     before = snapshot(victim.network)
     attack = make_attack(name, loss=Explodes())
     with pytest.raises(KeyError, match="in the middle"):
-        attack(victim, make_image(2), make_label("softmax", 2))
+        attack(victim, prepared(name, make_image(2)), make_label("softmax", 2))
     assert_as_found(victim.network, before)
     attack = make_attack(name)
-    assert attack(victim, make_image(2), make_label("softmax", 2)).image.isfinite().all()
+    assert attack(victim, prepared(name, make_image(2)), make_label("softmax", 2)).image.isfinite().all()
 
 
 class ForcesTraining(nn.Sequential):
@@ -63,13 +66,13 @@ def test_a_network_that_ignores_evaluation_mode_is_reported(name):
     network = ForcesTraining(*smooth_network())
     before = snapshot(network)
     with pytest.raises(MonaiAdvError, match=r"1\.running_mean"):
-        make_attack(name)(Victim(network), make_image(2), make_label("softmax", 2))
+        make_attack(name)(Victim(network), prepared(name, make_image(2)), make_label("softmax", 2))
     assert_as_found(network, before)
 
 
 @named
 def test_metatensors_come_back_as_metatensors(name):
-    victim, image, label = make_victim("windows"), make_image(2), make_label("softmax", 2)
+    victim, image, label = make_victim("windows"), prepared(name, make_image(2)), make_label("softmax", 2)
     affine = torch.diag(torch.tensor([2.0, 1, 3, 1], dtype=torch.float64))
     items = [
         {"image": MetaTensor(x, affine=affine, meta={"id": i}, applied_operations=[{"n": i}]), "label": MetaTensor(y)}
@@ -92,7 +95,7 @@ def test_metatensors_come_back_as_metatensors(name):
 
 @named
 def test_metatensor_masks_are_taken_as_tensors(name):
-    victim, image, label = make_victim("smooth"), make_image(2), make_label("softmax", 2)
+    victim, image, label = make_victim("smooth"), prepared(name, make_image(2)), make_label("softmax", 2)
     mask = torch.zeros(2, 1, *SHAPES[3])
     mask[..., :3] = 1
     expected = make_attack(name)(victim, image, label, support=mask, weight=mask)
@@ -104,10 +107,10 @@ def test_metatensor_masks_are_taken_as_tensors(name):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @named
 def test_the_callers_gradient_mode_does_not_matter(name, mode):
-    expected = make_attack(name)(make_victim("windows"), make_image(2), make_label("softmax", 2))
+    expected = make_attack(name)(make_victim("windows"), prepared(name, make_image(2)), make_label("softmax", 2))
     victim = make_victim("windows")
     with mode():
-        image, label = make_image(2), make_label("softmax", 2)
+        image, label = prepared(name, make_image(2)), make_label("softmax", 2)
         found = make_attack(name)(victim, image, label, support=image != 0, weight=torch.ones(2, 1, *SHAPES[3]))
         assert not torch.is_grad_enabled()
     assert torch.equal(found.image, expected.image)
@@ -116,7 +119,11 @@ def test_the_callers_gradient_mode_does_not_matter(name, mode):
 
 @named
 def test_the_inputs_are_not_written_to(name):
-    victim, image, label = make_victim("windows"), make_image(2).requires_grad_(True), make_label("softmax", 2)
+    victim, image, label = (
+        make_victim("windows"),
+        prepared(name, make_image(2)).requires_grad_(True),
+        make_label("softmax", 2),
+    )
     kept = image.detach().clone(), label.clone()
     result = make_attack(name)(victim, image, label)
     assert torch.equal(image, kept[0])
@@ -129,7 +136,7 @@ def test_the_inputs_are_not_written_to(name):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @named
 def test_a_non_finite_image(name, value):
-    image = make_image(2)
+    image = prepared(name, make_image(2))
     image[1, 2, 1, 1, 1] = value
     with pytest.raises(NonFiniteError, match="clean image"):
         make_attack(name)(make_victim("smooth"), image, make_label("softmax", 2))
@@ -141,7 +148,7 @@ def test_non_finite_logits(name):
     victim.network[-1].bias.data[0] = float("nan")
     before = snapshot(victim.network)[:3]
     with pytest.raises(NonFiniteError, match="logits"):
-        make_attack(name)(victim, make_image(2), make_label("softmax", 2))
+        make_attack(name)(victim, prepared(name, make_image(2)), make_label("softmax", 2))
     assert snapshot(victim.network)[:3] == before
 
 
@@ -157,16 +164,18 @@ class Steep(AttackLoss):
         return CrossEntropy()(logits, label, head, weight) + (logits - logits.detach()).clamp_min(0).sqrt().sum()
 
 
-@named
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_non_finite_loss(name):
     with pytest.raises(NonFiniteError, match="loss"):
-        make_attack(name, loss=Infinite())(make_victim("smooth"), make_image(2), make_label("softmax", 2))
+        make_attack(name, loss=Infinite())(
+            make_victim("smooth"), prepared(name, make_image(2)), make_label("softmax", 2)
+        )
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in GRADIENT_FREE])
+@pytest.mark.parametrize("name", [n for n in GRADIENT if n in LOSSES])
 def test_a_non_finite_gradient(name):
     with pytest.raises(NonFiniteError, match="gradient"):
-        make_attack(name, loss=Steep())(make_victim("smooth"), make_image(2), make_label("softmax", 2))
+        make_attack(name, loss=Steep())(make_victim("smooth"), prepared(name, make_image(2)), make_label("softmax", 2))
 
 
 class Constant(nn.Module):
@@ -177,15 +186,14 @@ class Constant(nn.Module):
         return logits + torch.tensor([0.0, 1, 0, 0], dtype=x.dtype).view(1, 4, *[1] * (x.ndim - 2))
 
 
-@normed
-@named
+@cased
 def test_no_attack_helps_against_a_constant_model(name, norm):
-    image, label = make_image(2), make_label("softmax", 2)
+    image, label = prepared(name, make_image(2)), make_label("softmax", 2)
     result = make_attack(name, norm)(Victim(Constant()), image, label)
     assert torch.equal(result.score, result.clean_score)
     assert not result.success.any()
     assert (result.prediction == 1).all()
-    if name not in GRADIENT_FREE:
+    if name in GRADIENT:
         assert result.trace[0]["zero_gradient"].tolist() == [1.0, 1.0]
 
 
@@ -194,23 +202,23 @@ def test_a_clean_dice_of_zero_is_no_success(name):
     """The constant model says NCR; nothing of it is in the label, so every region has Dice 0 from the start."""
     victim = Victim(Constant(), head=Head("softmax", {"ET": (3,)}))
     label = torch.full((2, 1, *SHAPES[3]), 3)
-    result = make_attack(name, goal=1.0)(victim, make_image(2), label)
+    result = make_attack(name, goal=1.0)(victim, prepared(name, make_image(2)), label)
     assert result.clean_score.tolist() == [0, 0]
-    if not ATTACKS[name].targeted:
+    if not is_targeted(name):
         assert not result.success.any()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in GRADIENT_FREE])
+@pytest.mark.parametrize("name", GRADIENT)
 def test_a_pipeline_that_detaches_is_explained(name):
     for step in (torch.Tensor.detach, lambda x: x.detach().requires_grad_(True)):
         victim = Victim(smooth_network(), preprocessing=step, name="quantised")
         with pytest.raises(ConfigError, match="logits of quantised are not connected to the image"):
-            make_attack(name)(victim, make_image(1), make_label("softmax", 1))
+            make_attack(name)(victim, prepared(name, make_image(1)), make_label("softmax", 1))
 
 
 @named
 def test_what_does_not_fit(name):
-    victim, image, label = make_victim("smooth"), make_image(2), make_label("softmax", 2)
+    victim, image, label = make_victim("smooth"), prepared(name, make_image(2)), make_label("softmax", 2)
     attack = make_attack(name)
     with pytest.raises(ConfigError, match="takes 4 channels but the data have 3"):
         attack(victim, image[:, :3], label)
@@ -239,9 +247,9 @@ def test_impossible_attacks(name):
     for options, message in (
         ({"goal": 1.5}, "goal must be in"),
         ({"label_source": "rumour"}, "label_source 'rumour'"),
-        ({"loss": "focal"}, "loss 'focal' is unknown"),
+        ({"loss": "rumour"}, "loss 'rumour' is unknown|has no option loss"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_attack(name, **options)
     with pytest.raises(ConfigError, match="needs a threat"):
-        ATTACKS[name](0.1)
+        ATTACKS[name](0.1, **TRAITS[name].options)

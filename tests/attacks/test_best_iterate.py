@@ -6,7 +6,17 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attack_contract import GRADIENT_FREE, NAMES, assert_same_result, headed, make_attack, named
+from attack_contract import (
+    GRADIENT,
+    LOSSES,
+    NAMES,
+    assert_same_result,
+    headed,
+    is_targeted,
+    make_attack,
+    named,
+    prepared,
+)
 from monai.data import MetaTensor
 from oracles import SHAPES, make_image, make_label, make_victim
 from torch import nn
@@ -21,11 +31,11 @@ from monai_adv.victims import Head, Victim, mean_dice
 @headed
 @named
 def test_the_clean_prediction_as_label(name, head):
-    victim, image = make_victim("smooth", head), make_image(2)
+    victim, image = make_victim("smooth", head), prepared(name, make_image(2))
     found = make_attack(name, label_source="prediction")(victim, image)
     expected = make_attack(name)(victim, image, victim.predict(image))
     assert_same_result(found, expected)
-    if not ATTACKS[name].targeted:
+    if not is_targeted(name):
         assert found.clean_score.tolist() == [1, 1]
     ignored = make_attack(name, label_source="prediction")(victim, image, make_label(head, 2))
     assert_same_result(found, ignored)
@@ -35,13 +45,13 @@ def test_the_clean_prediction_as_label(name, head):
 @named
 def test_ignored_voxels_change_nothing(name, head):
     """Whatever label stands where the weight is 0, the attack is the same; and the score is that of the rest."""
-    victim, image, label = make_victim("smooth", head), make_image(2), make_label(head, 2)
+    victim, image, label = make_victim("smooth", head), prepared(name, make_image(2)), make_label(head, 2)
     weight = torch.zeros(2, 1, *SHAPES[3])
     weight[..., 2:] = 1
     other = torch.where(weight.bool(), label, make_label(head, 2, seed=77))
     first = make_attack(name)(victim, image, label, weight=weight)
-    assert_same_result(first, make_attack(name)(victim, image, other, weight=weight))
-    if not ATTACKS[name].targeted:
+    assert_same_result(first, make_attack(name)(victim, image, other, weight=weight), labels=False)
+    if not is_targeted(name) and not ATTACKS[name].moves_voxels:
         expected = mean_dice(first.prediction[..., 2:], label[..., 2:], victim.head)
         assert torch.equal(first.score, expected)
 
@@ -138,7 +148,7 @@ class Backwards(AttackLoss):
         return -CrossEntropy()(logits, label, head, weight)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in GRADIENT_FREE and not ATTACKS[n].targeted])
+@pytest.mark.parametrize("name", [n for n in GRADIENT if n in LOSSES and not is_targeted(n)])
 def test_an_attack_that_only_helps_the_victim_still_moves(name):
     victim, image, label = make_victim("linear"), make_image(2), make_label("softmax", 2)
     result = make_attack(name, eps=1.0, loss=Backwards())(victim, image, label)
@@ -148,10 +158,10 @@ def test_an_attack_that_only_helps_the_victim_still_moves(name):
 
 
 # -------------------------------------------------------------------------------------------------- targets
-@pytest.mark.parametrize("name", [n for n in NAMES if ATTACKS[n].targeted])
+@pytest.mark.parametrize("name", [n for n in NAMES if is_targeted(n)])
 @headed
 def test_targeted_scores_are_the_agreement_with_the_target(name, head):
-    victim, image, label = make_victim("smooth", head), make_image(2), make_label(head, 2)
+    victim, image, label = make_victim("smooth", head), prepared(name, make_image(2)), make_label(head, 2)
     target = make_label(head, 2, seed=6)
     result = make_attack(name)(victim, image, label, target=target)
     assert torch.equal(result.score, target_agreement(result.prediction, target, label))
