@@ -177,9 +177,9 @@ def attack(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adversarial files.")],
     subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
     name: Annotated[str, typer.Option("--attack", help="Attack, see `monai-adv attacks`.")] = "ifgsm",
-    eps: Annotated[float, typer.Option(help="Budget.")] = 0.1,
-    units: Annotated[str, typer.Option(help="std, range or absolute.")] = "std",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[float | None, typer.Option(help="Budget; .1, or the attack's own default.")] = None,
+    units: Annotated[str | None, typer.Option(help="std, range or absolute; std where the attack has none.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2; linf where the attack searches it.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of the attack as key=value (YAML value).")] = None,
     scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
 ) -> None:
@@ -197,7 +197,8 @@ def attack(
         if not separator:
             raise ConfigError(f"--option {text!r} must be key=value")
         options[key] = yaml.safe_load(value)
-    spec = {"name": name, "eps": eps, "units": units, "norm": norm, **options}
+    given = {"eps": eps, "units": units, "norm": norm}
+    spec = {"name": name, **{k: v for k, v in given.items() if v is not None}, **options}
     problems = []
     for done in attack_files(root, checkpoint, output, spec, subject, scheme):
         if done.error:
@@ -211,10 +212,17 @@ def attack(
 
 
 @app.command()
-def attacks() -> None:
+def attacks(
+    markdown: Annotated[bool, typer.Option(help="The table of the documentation, with options and budgets.")] = False,
+) -> None:
     """List the attacks by name, with their references."""
     from monai_adv.attacks import available
 
+    if markdown:
+        from monai_adv.studies.attack_table import catalogue
+
+        typer.echo(catalogue(), nl=False)
+        return
     for name, text in available().items():
         out.print(f"[bold]{name}[/]  {_escape(text)}", highlight=False)
 
@@ -265,6 +273,23 @@ def compare(
     _print_analysis(analysis)
     folder = run_folder if run_folder.is_dir() else run_folder.parent
     for path in write_analysis(folder, analysis):
+        out.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def table(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of one victim and data.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path("."),
+) -> None:
+    """One table of all attacks of one or several runs: Dice, size of the change, passes, seconds, who is strongest.
+
+    Example: monai-adv table runs/sign runs/auto -o runs
+    """
+    from monai_adv.studies.attack_table import markdown, write_attack_table
+
+    found, paths = write_attack_table(run_folders, output)
+    out.print(markdown(found), markup=False, highlight=False, soft_wrap=True)
+    for path in paths:
         out.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 

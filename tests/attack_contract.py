@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from monai_adv import attacks
-from monai_adv.attacks import ATTACKS, Attack
+from monai_adv.attacks import ATTACKS, Attack, UniversalPerturbation
+from monai_adv.threats import LInf
+from monai_adv.victims import Victim
+
+BUDGET = {"linf": 0.2, "l2": 3.0}
 
 
 @dataclass
@@ -27,14 +31,70 @@ class Trait:
     best: bool = True  # keeps the best iterate by the metric (not the last, not the smallest)
 
 
+class AnyGrid(UniversalPerturbation):
+    """A universal perturbation for slices and volumes, every norm and every unit: in other hands it is tiled 3D."""
+
+    def __init__(self):
+        drawn = torch.randn(4, 3, 4, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+        super().__init__(BUDGET["linf"] * drawn.sign(), LInf(BUDGET["linf"]))
+
+    def fits(self, threat):
+        pass
+
+    def on(self, image, affine=None, placement="world"):
+        volume = image if image.dim() == 4 else image.unsqueeze(1)
+        return super().on(volume, None, "tile").view(image.shape)
+
+
+class AnyDimensions(nn.Module):
+    """A voxelwise linear network for slices and volumes: the surrogate of a transfer attack."""
+
+    def __init__(self):
+        super().__init__()
+        weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return torch.einsum("kc,bc...->bk...", self.weight.to(x.dtype), x)
+
+
 TRAITS: dict[str, Trait] = {
+    "universal": Trait({"perturbation": AnyGrid()}, gradient=False),
     "noise": Trait(without_chance=None, draws=True, gradient=False),
     "fgsm": Trait(),
     "ifgsm": Trait({"steps": 2}),
     "targeted_ifgsm": Trait({"steps": 2}),
     "pgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
+    "mifgsm": Trait({"steps": 2}),
+    "segpgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
+    "cospgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
+    "apgd": Trait({"steps": 3}, without_chance={"random_start": False}, draws=True),
+    "sea": Trait(
+        {"steps": 4, "losses": ["masked_ce", "js"]}, without_chance={"random_start": False}, draws=True
+    ),
+    "ensemble": Trait(
+        {"attacks": ["fgsm", {"name": "pgd", "steps": 2}]},
+        without_chance={"attacks": ["fgsm", {"name": "ifgsm", "steps": 2}]},
+        draws=True,
+    ),
+    "ssm": Trait({"steps": 2}, uses_budget=False),
+    "asm": Trait({"steps": 2}, uses_budget=False),
+    "asma": Trait({"steps": 2}, uses_budget=False),
+    "bias_field": Trait({"steps": 2, "knot_mm": 2.0}, without_chance=None, draws=True, uses_budget=False),
+    "gamma": Trait({"steps": 2}, without_chance=None, draws=True, uses_budget=False),
+    "deformation": Trait(
+        {"steps": 2, "knot_mm": 4.0}, without_chance=None, draws=True, uses_budget=False, local=False
+    ),
+    "affine": Trait({"steps": 2}, without_chance=None, draws=True, uses_budget=False, local=False),
+    "vafa": Trait({"steps": 2, "block": 4}),
+    "square": Trait({"queries": 4}, without_chance=None, draws=True, gradient=False, flat=False),
+    "transfer": Trait(
+        {"surrogate": Victim(AnyDimensions()), "attack": {"name": "pgd", "steps": 2}},
+        without_chance={"attack": {"name": "ifgsm", "steps": 2}},
+        draws=True,
+        gradient=False,
+    ),
 }
-BUDGET = {"linf": 0.2, "l2": 3.0}
 
 NAMES = list(ATTACKS)
 CASES = [(name, norm) for name in NAMES for norm in ATTACKS[name].norms]

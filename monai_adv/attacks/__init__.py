@@ -1,12 +1,32 @@
 """How a perturbation is searched: one class per method and a registry of names."""
 
+from monai_adv.attacks.auto import APGD, SEA
 from monai_adv.attacks.base import Attack
-from monai_adv.attacks.registry import ATTACKS, available, create, option_names
+from monai_adv.attacks.black_box import Square, Transfer
+from monai_adv.attacks.ensemble import Ensemble
+from monai_adv.attacks.frequency import VAFA
+from monai_adv.attacks.mask import ASM, ASMA, SSM, target_accuracy, target_iou
+from monai_adv.attacks.momentum import MIFGSM
+from monai_adv.attacks.registry import ATTACKS, attack_class, available, build, create, option_defaults, option_names
 from monai_adv.attacks.result import AttackResult, Cost
 from monai_adv.attacks.run import Run
+from monai_adv.attacks.segmentation import CosPGD, SegPGD
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
+from monai_adv.attacks.universal import Universal, UniversalPerturbation
+from monai_adv.attacks.universal_training import fit_universal
 
 __all__ = [
+    "APGD",
+    "MIFGSM",
+    "SEA",
+    "CosPGD",
+    "Ensemble",
+    "SegPGD",
+    "Universal",
+    "UniversalPerturbation",
+    "fit_universal",
+    "ASM",
+    "ASMA",
     "ATTACKS",
     "FGSM",
     "IFGSM",
@@ -16,8 +36,17 @@ __all__ = [
     "Cost",
     "Noise",
     "Run",
+    "SSM",
     "TargetedIFGSM",
+    "Square",
+    "Transfer",
+    "VAFA",
+    "attack_class",
     "available",
+    "build",
     "create",
+    "option_defaults",
     "option_names",
+    "target_accuracy",
+    "target_iou",
 ]

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from monai_adv.attacks.result import AttackResult
 from monai_adv.attacks.run import Run, working
 from monai_adv.errors import ConfigError, NonFiniteError
-from monai_adv.losses import AttackLoss, as_loss
+from monai_adv.losses import AttackLoss, as_loss, check_target_rule
 from monai_adv.threats import Ball, Threat
 from monai_adv.victims import Victim
 
@@ -81,6 +81,8 @@ class Attack(ABC):
             raise ConfigError(f"{self.name} is untargeted and takes no target")
         if target is None and self.modes == "targeted":
             raise ConfigError(f"{self.name} needs a target, e.g. target='background'")
+        if target is not None and not isinstance(target, Tensor):
+            check_target_rule(target)
         self.target = target
         self.targeted = target is not None
         self.draws = positive("draws", draws)
@@ -101,6 +103,7 @@ class Attack(ABC):
         target: Tensor | None = None,
         generator: Generator | None = None,
         spacing: Sequence[float] | None = None,
+        affine: Tensor | None = None,
     ) -> AttackResult:
         """Attack a batch; every sample is attacked for itself.
 
@@ -114,6 +117,8 @@ class Attack(ABC):
             target: target segmentation of a targeted attack; its rule if None.
             generator: random numbers; a generator seeded with ``seed`` if None. The global state is never touched.
             spacing: voxel size in mm; a MetaTensor's own if None, else 1.
+            affine: voxel to world, ``(4, 4)`` or one per sample; a MetaTensor's own if None. For attacks that bring
+                something to the image's place.
 
         Returns:
             The best iterate by the metric and how it was found.
@@ -124,7 +129,7 @@ class Attack(ABC):
         """
         return self.curve(
             victim, image, label, [self.threat.eps],
-            support=support, weight=weight, target=target, generator=generator, spacing=spacing,
+            support=support, weight=weight, target=target, generator=generator, spacing=spacing, affine=affine,
         )[0]  # fmt: skip
 
     @torch.inference_mode(False)  # whoever scores may be in inference mode; a gradient needs the normal one
@@ -140,6 +145,7 @@ class Attack(ABC):
         target: Tensor | None = None,
         generator: Generator | None = None,
         spacing: Sequence[float] | None = None,
+        affine: Tensor | None = None,
     ) -> list[AttackResult]:
         """Attack once per budget; what the budgets share (the clean pass, a one-step gradient) is computed once.
 
@@ -153,6 +159,7 @@ class Attack(ABC):
             target: see :meth:`__call__`.
             generator: see :meth:`__call__`.
             spacing: see :meth:`__call__`.
+            affine: see :meth:`__call__`.
 
         Returns:
             One result per budget, in the order given. Shared passes are counted in the first one's cost.
@@ -172,9 +179,9 @@ class Attack(ABC):
             )
         if generator is None:
             generator = Generator().manual_seed(self.seed)
-        voxel_size = _spacing(image, spacing)
+        voxel_size = spacing_of(image, spacing)
         with victim.attacked(None if self.moves_voxels else ball.mask, plain):
-            run = Run(self, victim, ball, label, weight, target, generator, voxel_size)
+            run = Run(self, victim, ball, label, weight, target, generator, voxel_size, _affine(image, affine))
             numbers = generator.get_state()
             results = []
             for value in eps:
@@ -207,7 +214,8 @@ class Attack(ABC):
         return f"{type(self).__name__}({self.threat!r}, {arguments})"
 
 
-def _spacing(image: Tensor, given: Sequence[float] | None) -> tuple[float, ...]:
+def spacing_of(image: Tensor, given: Sequence[float] | None) -> tuple[float, ...]:
+    """Voxel size of a batch in mm: the given one, a MetaTensor's own, or 1."""
     dims = image.dim() - 2
     if given is None and isinstance(image, MetaTensor):
         affine = torch.as_tensor(image.affine).double()
@@ -217,6 +225,19 @@ def _spacing(image: Tensor, given: Sequence[float] | None) -> tuple[float, ...]:
     if len(spacing) != dims or not all(0 < s < math.inf for s in spacing):
         raise ConfigError(f"spacing {spacing} must be {dims} sizes in mm, each > 0")
     return spacing
+
+
+def _affine(image: Tensor, given: Tensor | None) -> Tensor | None:
+    """Voxel to world of every sample, ``(B, n, n)`` float64."""
+    if given is None:
+        if not isinstance(image, MetaTensor):
+            return None
+        given = image.affine
+    affine = torch.as_tensor(given).detach().cpu().double()
+    affine = affine[None] if affine.dim() == 2 else affine
+    if affine.dim() != 3 or affine.shape[1] != affine.shape[2] or len(affine) not in (1, len(image)):
+        raise ConfigError(f"affine {tuple(affine.shape)} must be (4, 4), or one for each of {len(image)} samples")
+    return affine.expand(len(image), -1, -1)
 
 
 def positive(name: str, value: int) -> int:

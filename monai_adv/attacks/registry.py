@@ -6,12 +6,24 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from monai_adv.attacks.auto import APGD, SEA
 from monai_adv.attacks.base import Attack
+from monai_adv.attacks.black_box import Square, Transfer
+from monai_adv.attacks.ensemble import Ensemble
+from monai_adv.attacks.frequency import VAFA
+from monai_adv.attacks.mask import ASM, ASMA, SSM
+from monai_adv.attacks.momentum import MIFGSM
+from monai_adv.attacks.segmentation import CosPGD, SegPGD
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
+from monai_adv.attacks.physical import BiasFieldAttack, GammaAttack
+from monai_adv.attacks.physical_geometry import AffineAttack, DeformationAttack
+from monai_adv.attacks.universal import Universal
 from monai_adv.errors import ConfigError
 from monai_adv.threats import Threat, create_threat
 
-ATTACKS: dict[str, type[Attack]] = {cls.name: cls for cls in (Noise, FGSM, IFGSM, TargetedIFGSM, PGD)}
+ATTACKS: dict[str, type[Attack]] = {
+    cls.name: cls for cls in (Universal, Noise, FGSM, IFGSM, TargetedIFGSM, PGD, MIFGSM, SegPGD, CosPGD, APGD, SEA, Ensemble, SSM, ASM, ASMA, VAFA, Square, Transfer, BiasFieldAttack, GammaAttack, DeformationAttack, AffineAttack)
+}
 
 
 def available() -> dict[str, str]:
@@ -74,6 +86,20 @@ def attack_class(name: str) -> type[Attack]:
     if name not in ATTACKS:
         raise ConfigError(f"attack {name!r} is unknown: use one of {', '.join(ATTACKS)}")
     return ATTACKS[name]
+
+
+def option_defaults(name: str) -> dict[str, Any]:
+    """The options an attack has beyond those of every attack, with their defaults."""
+    general = set(inspect.signature(Attack.__init__).parameters)
+    found: dict[str, Any] = {}
+    for cls in ATTACKS[name].__mro__:
+        if cls is Attack:
+            break
+        for p in inspect.signature(vars(cls)["__init__"]).parameters.values() if "__init__" in vars(cls) else ():
+            if p.name in option_names(name) and p.name not in found and p.default is not p.empty:
+                found[p.name] = p.default
+    shared = general - {"target"} if ATTACKS[name].modes == "targeted" else general
+    return {k: v for k, v in found.items() if k not in shared}
 
 
 def option_names(name: str) -> list[str]:

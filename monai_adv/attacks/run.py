@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Objective = AttackLoss | Callable[[Tensor], Tensor]
 
 
+_ITERATE = ("image", "prediction", "label", "score", "step")
+
+
 @dataclass
 class _Best:
     """The best iterate of every sample: all tensors have the batch first."""
@@ -62,6 +65,7 @@ class Run:
         target: the target segmentation of a targeted attack, else None.
         weight: voxels that count, ``(B, 1, *spatial)``, or None.
         spacing: voxel size in mm, one per axis.
+        affine: voxel to world of every image, ``(B, 4, 4)``, or None where it is not known.
         head: the victim's head.
         clean_logits: logits of the clean image, without a graph.
         generator: random numbers.
@@ -79,11 +83,14 @@ class Run:
         target: Tensor | None,
         generator: Generator,
         spacing: tuple[float, ...],
+        affine: Tensor | None = None,
+        clean_logits: Tensor | None = None,
     ) -> None:
         self.attack, self.victim, self.ball, self.generator = attack, victim, ball, generator
         self.clean = ball.clean
         self.head = victim.head
         self.spacing = spacing
+        self.affine = affine
         self.weight = None if weight is None else weight.to(ball.clean.device)
         self.shared: dict[str, Any] = {}
         self.details: dict[str, list[Any]] = {}
@@ -91,7 +98,10 @@ class Run:
         self._started = time.perf_counter()
         self._forwards = self._backwards = 0
         with torch.no_grad():
-            self.clean_logits = self._mean_logits(self.clean)
+            # given by a caller who has them, or has no use for them: a pass saved
+            drawn = [] if clean_logits is None else [clean_logits]
+            drawn = drawn or [self._logits(self.clean) for _ in range(attack.draws)]
+        self.clean_logits = drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
         if attack.label_source == "prediction":
             label = self.head.predict(self.clean_logits)
         elif label is None:
@@ -102,8 +112,11 @@ class Run:
             rule = target if target is not None else attack.target
             assert rule is not None
             rule = working(rule) if isinstance(rule, Tensor) else rule
-            self.target = make_target(rule, self.label, self.clean_logits, self.head, spacing=spacing)
-        self.clean_score = self.score(self.head.predict(self.clean_logits))
+            self.target = make_target(
+                rule, self.label, self.clean_logits, self.head, spacing=spacing, support=ball.mask
+            )
+        # the mean of the draws' scores, as that of every iterate: the mean logits of a random victim score higher
+        self.clean_score = torch.stack([self.score(self.head.predict(logits)) for logits in drawn]).mean(0)
 
     def start_budget(self, eps: float) -> None:
         """Forget the best iterate and go to another budget."""
@@ -158,6 +171,8 @@ class Run:
             total = gradient if total is None else total + gradient
             found.append((logits.detach(), objective.detach()))
         assert total is not None
+        if len(found) > 1:  # the mean: attacks without a sign follow the gradient's size
+            total = total / len(found)
         # a sum is finite unless an addend is not, short of an overflow: then every addend is looked at
         if not bool(torch.isfinite(total.sum())) and not bool(torch.isfinite(total).all()):
             raise NonFiniteError("the gradient of the attack's loss is NaN or infinite")
@@ -228,11 +243,29 @@ class Run:
         assert self._best is not None
         return self._best.tensors["image"]
 
+    @property
+    def best_step(self) -> Tensor:
+        """The step of the best image so far, ``(B,)``."""
+        assert self._best is not None
+        return self._best.tensors["step"]
+
+    @property
+    def best_prediction(self) -> Tensor:
+        """The victim's segmentation of the best image so far."""
+        assert self._best is not None
+        return self._best.tensors["prediction"]
+
+    @property
+    def best_parameters(self) -> dict[str, Tensor]:
+        """The parameters of the best image so far, of a physical attack."""
+        assert self._best is not None
+        return {k: v for k, v in self._best.tensors.items() if k not in _ITERATE}
+
     def result(self, given: Tensor) -> AttackResult:
         """The best iterate as an :class:`AttackResult`, of the type of ``given``."""
         assert self._best is not None, "an attack must consider at least one image"
         kept = dict(self._best.tensors)
-        image, prediction, label, score, step = (kept.pop(k) for k in ("image", "prediction", "label", "score", "step"))
+        image, prediction, label, score, step = (kept.pop(k) for k in _ITERATE)
         perturbation = image - self.clean
         cost = Cost(self._forwards, self._backwards, time.perf_counter() - self._started)
         self._forwards = self._backwards = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from monai_adv.attacks.base import Attack, Target, positive
 from monai_adv.attacks.run import Run
 from monai_adv.errors import ConfigError
@@ -64,7 +66,64 @@ class FGSM(Attack):
         run.consider(run.ball.step(run.clean, run.clean_gradient(), run.ball.eps))
 
 
-class PGD(Attack):
+class IFGSM(Attack):
+    """Iterative FGSM (basic iterative method): steepest steps from the clean image, projected to the budget.
+
+    Reference:
+        Kurakin et al., Adversarial examples in the physical world, 2016; on brain tumours Liu et al. 2019
+        (arXiv 1908.00656), whose own budgets and step counts are not public.
+
+    Args:
+        threat: what may change, L-inf or L2.
+        loss: what is ascended.
+        steps: gradient steps.
+        step_size: step in the threat's units; None is ``2.5 eps / steps`` (Madry et al.).
+        **options: see :class:`Attack`.
+    """
+
+    name: ClassVar[str] = "ifgsm"
+    reference: ClassVar[str] = "Kurakin et al. 2016"
+
+    def __init__(
+        self,
+        threat: Threat,
+        loss: str | AttackLoss = "dice_ce",
+        steps: int = 10,
+        step_size: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(threat, loss, **options)
+        self.steps = positive("steps", steps)
+        if step_size is not None and not (isinstance(step_size, (int, float)) and 0 < step_size < math.inf):
+            raise ConfigError(f"step_size must be > 0 and finite, got {step_size!r}")
+        self.step_size = step_size
+
+    def _search(self, run: Run) -> None:
+        self._ascend(run, run.clean)
+
+    def _ascend(self, run: Run, image: Tensor, restart: int = 0) -> None:
+        """All steps from one start."""
+        if self.step_size is None and math.isinf(run.ball.eps):
+            raise ConfigError(f"{self.name} without a finite eps needs a step_size")
+        size = self.step_size if self.step_size is not None else 2.5 * run.ball.eps / self.steps
+        direction: Tensor | None = None
+        for step in range(self.steps):
+            # the start is not a result: a failed attack must not return the clean image
+            gradient = run.gradient(image, loss=self._step_loss(step), restart=restart, candidate=step > 0)
+            direction = self._direction(run, gradient, direction)
+            image = run.ball.step(image, direction, size)
+        run.consider(image, restart=restart)
+
+    def _step_loss(self, step: int) -> AttackLoss | None:
+        """The loss of a step, counted from 0; None is the attack's."""
+        return None
+
+    def _direction(self, run: Run, gradient: Tensor, before: Tensor | None) -> Tensor:
+        """Where a step goes, from the gradient and the direction of the step before (None at the start)."""
+        return gradient
+
+
+class PGD(IFGSM):
     """Projected gradient descent: steepest steps from a random start, projected to the budget, best of the restarts.
 
     Reference:
@@ -93,54 +152,25 @@ class PGD(Attack):
         restarts: int = 1,
         **options: Any,
     ) -> None:
-        super().__init__(threat, loss, **options)
-        self.steps = positive("steps", steps)
-        if step_size is not None and not (isinstance(step_size, (int, float)) and 0 < step_size < math.inf):
-            raise ConfigError(f"step_size must be > 0 and finite, got {step_size!r}")
-        self.step_size = step_size
+        super().__init__(threat, loss, steps, step_size, **options)
         self.random_start = bool(random_start)
-        self.restarts = positive("restarts", restarts)
-        if self.restarts > 1 and not self.random_start:
-            raise ConfigError("restarts from the same point repeat one search: set random_start")
+        self.restarts = check_restarts(restarts, self.random_start)
 
     def _search(self, run: Run) -> None:
-        size = self.step_size if self.step_size is not None else 2.5 * run.ball.eps / self.steps
         for restart in range(self.restarts):
-            image = run.ball.random(run.generator) if self.random_start else run.clean
-            for step in range(self.steps):
-                # the start is not a result: a failed attack must not return the clean image
-                gradient = run.gradient(image, restart=restart, candidate=step > 0)
-                image = run.ball.step(image, gradient, size)
-            run.consider(image, restart=restart)
+            self._ascend(run, run.ball.random(run.generator) if self.random_start else run.clean, restart)
 
 
-class IFGSM(PGD):
-    """Iterative FGSM (basic iterative method): PGD from the clean image.
+def check_restarts(restarts: int, random_start: bool) -> int:
+    """The number of restarts.
 
-    Reference:
-        Kurakin et al., Adversarial examples in the physical world, 2016; on brain tumours Liu et al. 2019
-        (arXiv 1908.00656), whose own budgets and step counts are not public.
-
-    Args:
-        threat: what may change.
-        loss: what is ascended.
-        steps: gradient steps.
-        step_size: step in the threat's units; None is ``2.5 eps / steps``.
-        **options: see :class:`Attack`.
+    Raises:
+        ConfigError: if it is none, or the restarts would all be the same search.
     """
-
-    name: ClassVar[str] = "ifgsm"
-    reference: ClassVar[str] = "Kurakin et al. 2016"
-
-    def __init__(
-        self,
-        threat: Threat,
-        loss: str | AttackLoss = "dice_ce",
-        steps: int = 10,
-        step_size: float | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(threat, loss, steps, step_size, random_start=False, restarts=1, **options)
+    restarts = positive("restarts", restarts)
+    if restarts > 1 and not random_start:
+        raise ConfigError("restarts from the same point repeat one search: set random_start")
+    return restarts
 
 
 class TargetedIFGSM(IFGSM):

@@ -13,7 +13,7 @@ from monai_adv.data.labels import (
     region_masks,
 )
 from monai_adv.data.loading import LoadCased, load_case
-from monai_adv.data.masks import load_mask
+from monai_adv.data.masks import align_mask, load_mask
 from monai_adv.data.preflight import PreflightReport, check_folder, check_item
 from monai_adv.data.simulation import simulate_cohort
 from monai_adv.data.writing import save_nifti
@@ -26,6 +26,7 @@ __all__ = [
     "LabelScheme",
     "LoadCased",
     "PreflightReport",
+    "align_mask",
     "brats_datalist",
     "check_folder",
     "check_item",

@@ -42,6 +42,7 @@ class AttackIteration:
         iteration_update: what runs on the attacked batch; the engine's own ``_iteration`` if None.
         share: share of the samples to attack, from the front of each batch, on average; 1 in an evaluator.
         image_key: key of the image in the batch dictionary.
+        label_key: key of the label, which moves with the image where the attack moves anatomy.
         preprocessing: what the network needs in front of it, where the batch is not yet normalised.
 
     Example:
@@ -55,6 +56,7 @@ class AttackIteration:
         iteration_update: Callable[[Engine, Any], Any] | None = None,
         share: float = 1.0,
         image_key: str = CommonKeys.IMAGE,
+        label_key: str = CommonKeys.LABEL,
         preprocessing: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.attack = attack if isinstance(attack, Attack) else create(**attack)
@@ -64,6 +66,7 @@ class AttackIteration:
         self.iteration_update = iteration_update
         self.share = share
         self.image_key = image_key
+        self.label_key = label_key
         self.preprocessing = preprocessing
         self.result: AttackResult | None = None
         self._numbers = torch.Generator().manual_seed(self.attack.seed)
@@ -76,12 +79,18 @@ class AttackIteration:
             )
         assert isinstance(engine, (SupervisedEvaluator, SupervisedTrainer))
         engine.fire_event(IterationEvents.INNER_ITERATION_STARTED)
-        attacked = {**batchdata, self.image_key: self._attacked(engine, batchdata)}
+        image, label = self._attacked(engine, batchdata)
+        attacked = {**batchdata, self.image_key: image}
+        if label is not None:  # the anatomy moved, and the label with it
+            attacked[self.label_key] = label
         engine.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
         follow = self.iteration_update or engine._iteration
         return follow(engine, attacked)  # type: ignore[arg-type]
 
-    def _attacked(self, engine: SupervisedEvaluator | SupervisedTrainer, batchdata: Mapping[str, Any]) -> Tensor:
+    def _attacked(
+        self, engine: SupervisedEvaluator | SupervisedTrainer, batchdata: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attacked images, and their labels if the attack moves anatomy."""
         prepared = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         image, label = prepared[0], prepared[1]
         network = getattr(engine.network, "module", engine.network)  # unwrap DistributedDataParallel
@@ -89,13 +98,13 @@ class AttackIteration:
         # a share that is no whole number of samples is met on average
         count = int(self.share * len(image) + float(torch.rand(1, generator=self._numbers)))
         if count == 0:
-            return image
-        if count >= len(image):
-            self.result = self.attack(victim, image, label)
-            return self.result.image
-        self.result = self.attack(victim, image[:count], label[:count])
-        mixed = torch.cat([plain_tensor(self.result.image), plain_tensor(image[count:])])
-        return _with_meta(mixed, image)
+            return image, None
+        found = self.result = self.attack(victim, image[:count], label[:count])
+        images, labels = found.image, found.label.to(label.dtype)
+        if count < len(image):
+            images = torch.cat([plain_tensor(images), plain_tensor(image[count:])])
+            labels = torch.cat([labels, plain_tensor(label[count:])])
+        return _with_meta(images, image), _with_meta(labels, label) if self.attack.moves_voxels else None
 
 
 class AttackEvaluator(SupervisedEvaluator):
@@ -140,7 +149,7 @@ class AttackEvaluator(SupervisedEvaluator):
             clean, adversarial = victim(image), victim(result.image)
         output = {
             CommonKeys.IMAGE: result.image,
-            CommonKeys.LABEL: label,
+            CommonKeys.LABEL: _with_meta(result.label, label) if self.attack.moves_voxels else label,
             CommonKeys.PRED: _with_meta(adversarial, image),
             AttackKeys.CLEAN_IMAGE: image,
             AttackKeys.CLEAN_PRED: _with_meta(clean, image),
@@ -182,5 +191,6 @@ class _Autocast(nn.Module):
 
 def _with_meta(data: Tensor, like: Tensor) -> Tensor:
     if isinstance(like, MetaTensor):
+        data = plain_tensor(data)
         return MetaTensor(data, meta=like.meta, applied_operations=like.applied_operations)
     return data

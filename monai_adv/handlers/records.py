@@ -18,7 +18,8 @@ def setting_label(attack: str, eps: float, units: str, norm: str = "linf") -> st
     """How tables call an attack with its budget, e.g. ``ifgsm 0.1 std``."""
     if attack == "clean":
         return attack
-    return f"{attack} {eps:g} {units}" + ("" if norm == "linf" else f" {norm}")
+    size = "unbounded" if eps == float("inf") else f"{eps:g} {units}"
+    return f"{attack} {size}" + ("" if norm in ("linf", "parameter") else f" {norm}")
 
 
 def case_rows(

@@ -10,20 +10,52 @@ from monai_adv.losses.losses import (
     as_loss,
     logit_margin,
 )
-from monai_adv.losses.targets import RULES, hide, make_target, permute, target_agreement
+from monai_adv.losses.target_logits import TargetLogits
+from monai_adv.losses.targets import (
+    EDITS,
+    RULES,
+    check_target_rule,
+    hide,
+    make_target,
+    permute,
+    target_agreement,
+)
+from monai_adv.losses.weighted import (
+    BalancedCrossEntropy,
+    CosPGDCrossEntropy,
+    Focal,
+    JensenShannon,
+    MaskedCrossEntropy,
+    SegPGDCrossEntropy,
+    Spherical,
+    Tracked,
+    tracked,
+)
 
 __all__ = [
+    "EDITS",
     "LOSSES",
     "RULES",
     "AttackLoss",
+    "BalancedCrossEntropy",
+    "CosPGDCrossEntropy",
     "CrossEntropy",
     "Dice",
     "DiceCrossEntropy",
+    "Focal",
+    "JensenShannon",
     "Margin",
+    "MaskedCrossEntropy",
+    "SegPGDCrossEntropy",
+    "Spherical",
+    "TargetLogits",
+    "Tracked",
     "as_loss",
+    "check_target_rule",
     "hide",
     "logit_margin",
     "make_target",
     "permute",
     "target_agreement",
+    "tracked",
 ]

@@ -41,6 +41,11 @@ class AttackLoss(ABC):
         """What a targeted attack ascends, ``(B,)``: the loss against the target, negated."""
         return -self(logits, target, head, weight)
 
+    @property
+    def progress(self) -> AttackLoss:
+        """The loss whose value says how far a search has come: itself, unless it counts fewer voxels on the way."""
+        return self
+
 
 def _sum(values: Tensor, weight: Tensor | None) -> Tensor:
     """Sum ``(B, K, *spatial)`` over everything but the batch, with voxel weights ``(B, 1, *spatial)``."""
@@ -152,11 +157,11 @@ LOSSES: dict[str, Callable[..., AttackLoss]] = {
     "dice": Dice,
     "dice_ce": DiceCrossEntropy,
     "margin": Margin,
-}
+}  # weighted.py adds its own
 
 
 def as_loss(loss: str | AttackLoss) -> AttackLoss:
-    """A loss from its name ("ce", "dice", "dice_ce", "margin") or from itself.
+    """A loss from its name (a key of :data:`LOSSES`, e.g. "ce", "dice_ce", "margin", "js") or from itself.
 
     Raises:
         ConfigError: for an unknown name.

@@ -115,7 +115,7 @@ def ordering(records: pd.DataFrame, eps: float | None = None, alpha: float = 0.0
         One row per victim, region and neighbouring pair: means, Hodges-Lehmann difference, p, p_holm and whether the
         order holds; no p below six subjects.
     """
-    records = records[records["region"].notna()]
+    records = records[records["region"].notna() & records["method"].isin(ORDER)]
     attacked = records[records["attack"] != "clean"]
     if attacked.empty:
         return pd.DataFrame()

@@ -11,10 +11,10 @@ from typing import Any, cast
 import nibabel as nib
 import torch
 from monai.data import MetaTensor
-from monai.transforms import CropForeground, Orientation, ResampleToMatch
+from monai.transforms import CropForeground, Orientation
 from torch import Tensor
 
-from monai_adv.data import load_case, load_mask
+from monai_adv.data import align_mask, load_case, load_mask
 from monai_adv.errors import ConfigError
 from monai_adv.studies.config import DataConfig
 from monai_adv.victims import Head
@@ -127,8 +127,7 @@ def target_mask(rule: Mapping[str, Any], case: Case, items: Mapping[str, Mapping
         mask = load_case(items[rule["subject"]])["label"]
     else:
         mask = load_mask(rule["file"], rule.get("scheme", "brats2021"))
-    resampled: MetaTensor = ResampleToMatch(mode="nearest", padding_mode="zeros")(mask.float(), case.grid)  # type: ignore[assignment]
-    return head.label_from_classes(resampled.as_tensor().round().long()[None])
+    return head.label_from_classes(align_mask(mask, case.grid)[None])
 
 
 def item_hash(item: Mapping[str, Any]) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from monai_adv.attacks import create
+from monai_adv.attacks import attack_class, create
 from monai_adv.errors import ConfigError, MonaiAdvError
+
+FILES = ("surrogate", "perturbation")  # options of attacks that name a file
 
 
 class _Strict(BaseModel):
@@ -76,12 +79,28 @@ class AttackEntry(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options for ``attacks.create``."""
-        return dict(self.model_extra or {})
+        """Options for ``attacks.create``, without the entry's own budgets."""
+        return {k: v for k, v in (self.model_extra or {}).items() if k != "eps"}
+
+    @property
+    def follows(self) -> bool:
+        """Whether the attack is run at the study's budgets; others have budgets of their own (mm, unbounded ...)."""
+        return attack_class(self.name).default_eps is None
+
+    def eps(self, shared: Sequence[float]) -> list[float]:
+        """The budgets of this attack: the study's, or its own (its default where the entry names none)."""
+        default = attack_class(self.name).default_eps
+        if default is None:
+            return list(shared)
+        own = (self.model_extra or {}).get("eps", default)
+        return [float(e) for e in (own if isinstance(own, (list, tuple)) else [own])]
 
 
 class BudgetConfig(_Strict):
-    """The threat model every attack gets.
+    """The threat model every attack gets that searches a norm ball.
+
+    Attacks whose budget is of another kind (mm, degrees, unbounded) take ``eps`` in their own entry; support and
+    channels hold for them too.
 
     Args:
         eps: budgets in ``units``.
@@ -144,7 +163,15 @@ class StudyConfig(_Strict):
             if not name or name[0] in "=+-@" or not name.isprintable():
                 raise ValueError(f"name {name!r}: use printable text that does not begin with = + - @")
         for attack in self.attacks:
-            taken = sorted(set(attack.options) & set(BudgetConfig.model_fields))
+            try:
+                own = attack.eps(self.budgets.eps)
+            except (MonaiAdvError, TypeError, ValueError) as error:
+                raise ValueError(f"attack {attack.title}: {error}") from error
+            if any(not value > 0 for value in own) or len(set(own)) != len(own):
+                raise ValueError(f"attack {attack.title}: eps must be different numbers > 0, got {own}")
+            taken = sorted(set(attack.model_extra or {}) & (set(BudgetConfig.model_fields) - {"eps"}))
+            if attack.follows and "eps" in (attack.model_extra or {}):
+                taken.append("eps")
             if taken:
                 raise ValueError(
                     f"attack {attack.title}: {', '.join(taken)} belong under budgets: every attack of a study has the "
@@ -158,8 +185,8 @@ class StudyConfig(_Strict):
             raise ValueError("'clean' is scored always; leave it out of attacks")
         for attack in self.attacks:
             try:
-                self.create(attack, self.budgets.eps[0])
-            except MonaiAdvError as error:
+                self.create(attack, attack.eps(self.budgets.eps)[0])
+            except (MonaiAdvError, TypeError) as error:
                 raise ValueError(f"attack {attack.title}: {error}") from error
         if self.figures.eps is not None and self.figures.eps not in self.budgets.eps:
             raise ValueError(f"figures.eps {self.figures.eps} is not one of the budgets {self.budgets.eps}")
@@ -168,11 +195,26 @@ class StudyConfig(_Strict):
     def create(self, attack: AttackEntry, eps: float) -> Any:
         """The attack object of an entry."""
         shared = self.budgets.model_dump(exclude={"eps"})
+        kind = attack_class(attack.name)
+        if kind.norms == ("parameter",):  # a physical change: no norm ball, and no bounds on what physics does
+            shared = {"support": self.budgets.support}
+            if self.budgets.channels is not None:
+                shared["channels"] = self.budgets.channels
         target = attack.options.get("target")
         options = dict(attack.options)
         if isinstance(target, dict) and set(target) & {"subject", "file"}:
+            extra = set(target) - ({"subject"} if "subject" in target else {"file", "scheme"})
+            if extra:
+                raise ConfigError(f"target {target}: write {{subject: name}} or {{file: path, scheme: name}}")
             options["target"] = "background"  # a mask on disk is read per subject and given in the call
         return create(attack.name, eps=eps, **{**shared, **options})
+
+    def drawn_eps(self, title: str) -> float:
+        """The budget of an attack that is drawn and tabled as its strongest: ``figures.eps``, or its largest."""
+        entry = next(a for a in self.attacks if a.title == title)
+        if entry.follows and self.figures.eps is not None:
+            return self.figures.eps
+        return max(entry.eps(self.budgets.eps))
 
     def fingerprint(self) -> str:
         """Hash of what decides the result of a unit; not title, output, figures, or which subjects are taken."""
@@ -201,8 +243,10 @@ def load_study(path: str | Path) -> StudyConfig:
         raise ConfigError(f"study {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"study {path} must be a mapping with the keys {', '.join(StudyConfig.model_fields)}")
-    study = study_from(content, where=str(path))
     folder = path.parent
+    for entry in content.get("attacks") or []:
+        _resolve(entry, folder)
+    study = study_from(content, where=str(path))
     study.data.root = folder / study.data.root
     study.output = folder / study.output
     for victim in study.victims:
@@ -212,6 +256,20 @@ def load_study(path: str | Path) -> StudyConfig:
         if isinstance(target, dict) and "file" in target:
             target["file"] = str(folder / target["file"])
     return study
+
+
+def _resolve(options: Any, folder: Path) -> None:
+    """Make the files that an attack's options name relative to the study, also inside attacks made of attacks."""
+    if isinstance(options, list):
+        for member in options:
+            _resolve(member, folder)
+    if not isinstance(options, dict):
+        return
+    for key, value in options.items():
+        if key in FILES and isinstance(value, str):
+            options[key] = str(folder / value)
+        elif key in ("attack", "attacks"):
+            _resolve(value, folder)
 
 
 def study_from(content: dict[str, Any], where: str = "study") -> StudyConfig:

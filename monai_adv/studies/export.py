@@ -95,7 +95,7 @@ def _one(
     subject, image, grid = case.subject, case.image, case.native
     label = victim.head.label_from_classes(case.classes)
     clean = victim.predict(image)
-    result = attack(victim, image, label)
+    result = attack(victim, image, label, spacing=case.spacing)
     shared = {
         "head": victim.head,
         "label": label,
@@ -104,6 +104,7 @@ def _one(
     }
     adversarial = case.restore(result.image[0])
     before = case_rows({}, prediction=clean, **shared)
+    shared["label"] = result.label  # moved with the anatomy, where that moved
     after = case_rows({}, prediction=result.prediction, clean=image, adversarial=result.image, **shared)
     folder = output / safe_name(subject)
     for channel, modality in enumerate(MODALITIES):
@@ -122,6 +123,8 @@ def _one(
             "victim": {"checkpoint_sha256": file_hash(checkpoint), "name": victim.name},
             "in_memory": {"clean": before, "adversarial": after},
             "success": bool(result.success[0]),
+            "details": {name: values[0] for name, values in result.details.items()},
+            "parameters": {k: v[0].tolist() for k, v in result.parameters.items() if v[0].numel() <= 10_000},
             "versions": versions(),
         },
     )

@@ -15,7 +15,7 @@ from monai_adv.data import scan
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError, WriteError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
-from monai_adv.studies.config import AttackEntry, StudyConfig
+from monai_adv.studies.config import FILES, AttackEntry, StudyConfig
 from monai_adv.studies.provenance import versions
 from monai_adv.studies.records import write_records
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
@@ -89,7 +89,8 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
     }
     store = UnitStore(result.folder / "units")
     montages = [item["subject"] for item in items[: study.figures.montages]]
-    total = len(items) * len(victims) * (1 + len(study.attacks) * len(study.budgets.eps))
+    per_case = 1 + sum(len(a.eps(study.budgets.eps)) for a in study.attacks)
+    total = len(items) * len(victims) * per_case
     expected: set[str] = set()
     try:
         _run_items(study, items, by_subject, victims, hashes, store, montages, total, expected, result, on_progress)
@@ -137,7 +138,7 @@ def _run_items(
                 try:
                     case = case or cases.load(item, study.data)
                     for unit, content, volumes in _compute(study, victim, case, wanted, by_subject):
-                        if volumes is not None and subject in montages and unit.eps in (0.0, _drawn(study)):
+                        if volumes is not None and subject in montages and _drawn(study, unit):
                             save_volumes(volumes_path(result.folder, unit.identity), volumes, unit.key)
                         store.write(unit.identity, unit.key, content)
                         open_units.remove(unit)
@@ -155,18 +156,29 @@ def _run_items(
 
 def _target_hash(entry: AttackEntry, items: dict[str, dict[str, Any]]) -> str | None:
     """Hash of the mask that an attack aims at, where it comes from a file."""
+    files = [file_hash(path) for path in _files(entry.options)]
     rule = entry.options.get("target")
     if not isinstance(rule, dict) or not set(rule) & {"subject", "file"}:
-        return None
+        return digest(files) if files else None
     if "subject" in rule and rule["subject"] not in items:
         raise ConfigError(
             f"attack {entry.title}: target subject {rule['subject']!r} is not in the data: {', '.join(sorted(items))}"
         )
     path = rule["file"] if "file" in rule else items[rule["subject"]]["label"]
     try:
-        return file_hash(path)
+        return digest([file_hash(path), *files]) if files else file_hash(path)
     except OSError as error:
         raise ConfigError(f"attack {entry.title}: target {path} cannot be read: {error.strerror}") from error
+
+
+def _files(options: Any) -> list[str]:
+    """Files that an attack's options name (a surrogate's checkpoint, a perturbation), also in attacks of attacks."""
+    if isinstance(options, list):
+        return [path for member in options for path in _files(member)]
+    if not isinstance(options, dict):
+        return []
+    own = [v for k, v in options.items() if k in FILES and isinstance(v, str)]
+    return own + [path for k in ("attack", "attacks") for path in _files(options.get(k))]
 
 
 def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], StudyResult]:
@@ -218,16 +230,18 @@ def _groups(
     data = study.data.model_dump(mode="json", include={"orientation", "crop"})
     for entry in (None, *study.attacks):
         group = []
-        for eps in [0.0] if entry is None else budgets.eps:
+        for eps in [0.0] if entry is None else entry.eps(budgets.eps):
             title = "clean" if entry is None else entry.title
+            attack = None if entry is None else study.create(entry, eps)
+            units, norm = (budgets.units, budgets.norm) if attack is None else (attack.threat.units, attack.threat.norm)
             identity = {
                 "subject": subject, "victim": victim, "attack": title,
-                "method": "clean" if entry is None else entry.name, "eps": eps, "units": budgets.units,
-                "norm": budgets.norm, "setting": setting_label(title, eps, budgets.units, budgets.norm),
+                "method": "clean" if entry is None else entry.name, "eps": eps, "units": units,
+                "norm": norm, "setting": setting_label(title, eps, units, norm),
             }  # fmt: skip
-            attack = None if entry is None else study.create(entry, eps).parameters() | entry.model_dump()
+            described = None if entry is None or attack is None else attack.parameters() | entry.model_dump()
             mask = masks.get(title)
-            key = digest([SCHEMA, identity, victim_hash, case_hash, attack, mask, data, study.seed])
+            key = digest([SCHEMA, identity, victim_hash, case_hash, described, mask, data, study.seed])
             group.append(_Unit(identity, key, entry))
         yield group
 
@@ -236,13 +250,14 @@ def _finished(study: StudyConfig, store: UnitStore, unit: _Unit, folder: Path, d
     content = store.read(unit.identity, unit.key)
     if content is None or content["status"] != "ok":
         return False
-    if drawn and unit.eps in (0.0, _drawn(study)):
+    if drawn and _drawn(study, unit):
         return volumes_key(volumes_path(folder, unit.identity)) == unit.key
     return True
 
 
-def _drawn(study: StudyConfig) -> float:
-    return study.figures.eps if study.figures.eps is not None else max(study.budgets.eps)
+def _drawn(study: StudyConfig, unit: _Unit) -> bool:
+    """Whether a montage shows this unit: the clean images, and one budget of each attack."""
+    return unit.entry is None or unit.eps == study.drawn_eps(unit.entry.title)
 
 
 def _compute(
@@ -267,12 +282,14 @@ def _compute(
     generator = torch.Generator().manual_seed(seed)
     results = attack.curve(
         victim, image, label, [u.eps for u in units],
-        target=target, generator=generator,
+        target=target, generator=generator, spacing=case.spacing,
     )  # fmt: skip
     for unit, found in zip(units, results):
         cost = {"seconds": found.cost.seconds, "forwards": found.cost.forwards, "backwards": found.cost.backwards}
         extra = {**cost, "success": bool(found.success[0]), "zero_gradient": _zero_gradient(found.trace)}
-        rows = _rows(unit, victim, case, label, found.prediction, image, found.image, extra, study.budgets.support)
+        rows = _rows(
+            unit, victim, case, found.label, found.prediction, image, found.image, extra, study.budgets.support
+        )
         content = {
             "status": "ok",
             "rows": rows,
@@ -280,8 +297,11 @@ def _compute(
             "seed": seed,
             "trace": [{k: v[0] if hasattr(v, "__len__") else v for k, v in step.items()} for step in found.trace],
             "best_step": int(found.best_step[0]),
+            "details": {name: values[0] for name, values in found.details.items()},
         }
-        yield unit, content, _volumes(case, found.image, found.prediction, victim)
+        volumes = _volumes(case, found.image, found.prediction, victim)
+        volumes["truth"] = victim.head.classes_from_prediction(found.label)[0, 0].to(torch.uint8).cpu().numpy()
+        yield unit, content, volumes
 
 
 def _at_spacing(study: StudyConfig, victim: Victim, case: cases.Case) -> Victim:

@@ -45,8 +45,8 @@ class Ball(ABC):
         """
 
     @abstractmethod
-    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """Move along the steepest ascent direction of this norm by ``size`` (in units) and project."""
+    def step(self, image: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """Move along the steepest ascent direction of this norm by ``size`` (in units, or ``(B,)``) and project."""
 
     @abstractmethod
     def random(self, generator: Generator | None = None) -> Tensor:
@@ -121,7 +121,9 @@ class LInfBall(Ball):
     def project(self, image: Tensor) -> Tensor:
         return torch.clamp(image, *self._box)
 
-    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
+    def step(self, image: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        if isinstance(size, Tensor):
+            size = self._flat(size).to(self.scale)
         return self.project(torch.addcmul(image, gradient.sign(), size * self.scale))
 
     def random(self, generator: Generator | None = None) -> Tensor:
@@ -147,7 +149,7 @@ class L2Ball(Ball):
         shrunk = self.clean + delta * self._flat(factor).to(delta.dtype)
         return self._bounded(torch.where(self._flat(length > self.eps), shrunk, image))
 
-    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
+    def step(self, image: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         # in units u = delta / scale the gradient is g * scale, and a step of u is scaled back
         gradient = torch.where(self.mask, gradient * self.scale, torch.zeros_like(gradient))
         # largest entry 1: the gradient of a saturated network is so small that size / length overflows float32
@@ -183,7 +185,7 @@ class ParametricBall(Ball):
     def project(self, image: Tensor) -> Tensor:
         return self._bounded(image)
 
-    def step(self, image: Tensor, gradient: Tensor, size: float) -> Tensor:
+    def step(self, image: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         raise NotImplementedError("a parametric threat is searched in its parameters, not in voxels")
 
     def random(self, generator: Generator | None = None) -> Tensor:

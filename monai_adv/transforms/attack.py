@@ -17,6 +17,8 @@ from torch import Generator, Tensor
 class Attackd(MapTransform):
     """Replace an image by its adversarial version; affine, meta and applied operations are kept.
 
+    The label is replaced too where the attack moves anatomy (deformation, affine).
+
     Args:
         attack: e.g. ``attacks.create("pgd", eps=0.1)``.
         victim: the :class:`monai_adv.victims.Victim` to fool.
@@ -55,14 +57,20 @@ class Attackd(MapTransform):
         image = result[self.image_key]
         label = None if self.label_key is None else _batch(result[self.label_key])
         support = None if self.support_key is None else _batch(result[self.support_key])
-        plain = _batch(image)
-        found = self.attack(self.victim, plain, label, support=support, generator=generator)
-        adversarial = found.image[0]
+        batch = image[None] if isinstance(image, MetaTensor) else _batch(image)  # with its voxel size
+        found = self.attack(self.victim, batch, label, support=support, generator=generator)
+        adversarial = _batch(found.image)[0, 0]
         if isinstance(image, MetaTensor):
             adversarial = MetaTensor(adversarial, meta=image.meta, applied_operations=image.applied_operations)
         if self.clean_key is not None:
             result[self.clean_key] = image
         result[self.image_key] = adversarial
+        if self.label_key is not None and getattr(self.attack, "moves_voxels", False):
+            label = result[self.label_key]
+            moved = found.label[0].to(torch.as_tensor(label).dtype)
+            if isinstance(label, MetaTensor):
+                moved = MetaTensor(moved, meta=label.meta, applied_operations=label.applied_operations)
+            result[self.label_key] = moved
         return result
 
 

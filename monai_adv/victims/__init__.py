@@ -9,10 +9,12 @@ from monai_adv.victims.checkpoint import (
 )
 from monai_adv.victims.guard import guard
 from monai_adv.victims.head import Head, as_head, mean_dice
+from monai_adv.victims.straight_through import StraightThrough
 from monai_adv.victims.victim import Victim, plain_tensor
 
 __all__ = [
     "Head",
+    "StraightThrough",
     "Victim",
     "VictimConfig",
     "as_head",

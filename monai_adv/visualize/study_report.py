@@ -72,10 +72,6 @@ SUPPORTS = {"foreground": "foreground: non-zero voxels of each channel", "all": 
 BOUNDS = {"data": "each channel stays between the clean image's smallest and largest value", "None": "none"}
 
 
-def _budget(study: StudyConfig) -> float:
-    return study.figures.eps if study.figures.eps is not None else max(study.budgets.eps)
-
-
 def _scored(records: pd.DataFrame) -> pd.DataFrame:
     return records[(records["status"] == "ok") & records["region"].notna()]
 
@@ -84,9 +80,9 @@ def _figures(records: pd.DataFrame, analysis: Analysis, study: StudyConfig) -> d
     scored = _scored(records)
     found = {
         f"Mean Dice against eps (in {study.budgets.units} per channel), with 95 % bootstrap bands over subjects; the "
-        "noise control is dashed": ("dice_curves", dice_curves(scored))
+        "noise control is dashed": ("dice_curves", dice_curves(_following(scored, study)))
     }
-    eps = _budget(study)
+    eps = study.figures.eps if study.figures.eps is not None else max(study.budgets.eps)
     for victim, comparison in analysis.comparisons.items():
         part = scored[scored["victim"] == victim]
         caption = f"{victim}: Dice of every subject at eps {eps:g} {study.budgets.units}; brackets are Holm-adjusted"
@@ -94,14 +90,21 @@ def _figures(records: pd.DataFrame, analysis: Analysis, study: StudyConfig) -> d
     return found
 
 
+def _following(scored: pd.DataFrame, study: StudyConfig) -> pd.DataFrame:
+    """Rows of the clean images and of the attacks that were run at the study's own budgets."""
+    own = [a.title for a in study.attacks if not a.follows]
+    return scored[~scored["attack"].isin(own)]
+
+
 def _montages(folder: Path, records: pd.DataFrame, study: StudyConfig) -> dict[str, tuple[str, Figure]]:
     """One montage per drawn subject, victim and attack; noise is left out."""
     found: dict[str, tuple[str, Figure]] = {}
     scored = _scored(records)
-    eps = _budget(study)
+    drawn = {a.title: study.drawn_eps(a.title) for a in study.attacks}
     keys = ["subject", "victim", "attack", "method", "eps", "units", "norm", "setting"]
     units = scored[keys].drop_duplicates()
-    for row in units[(units["eps"] == eps) & (units["method"] != "noise")].to_dict("records"):
+    at_drawn = units["eps"] == units["attack"].map(drawn)
+    for row in units[at_drawn & (units["method"] != "noise")].to_dict("records"):
         identity = {str(k): v for k, v in row.items()}
         attacked = load_volumes(volumes_path(folder, identity))
         same = (units["subject"] == identity["subject"]) & (units["victim"] == identity["victim"])

@@ -86,7 +86,7 @@ def test_metatensors_come_back_as_metatensors(name):
         assert [m.applied_operations for m in members] == [[{"n": 0}], [{"n": 1}]]
         assert all(torch.equal(m.affine, affine) for m in members)
         assert [m.meta["id"] for m in members] == [0, 1]
-    plain = make_attack(name)(victim, image, label)
+    plain = make_attack(name)(victim, image, label, spacing=(2, 1, 3))
     assert type(plain.image) is torch.Tensor
     assert torch.equal(result.image.as_tensor(), plain.image)
     assert type(result.prediction) is torch.Tensor

@@ -205,5 +205,5 @@ def test_by_name():
     assert as_loss(margin) is margin
     assert as_loss("dice_ce") == DiceCrossEntropy()
     assert all(isinstance(as_loss(name), AttackLoss) for name in LOSSES)
-    with pytest.raises(ConfigError, match="loss 'focal' is unknown: use one of ce, dice"):
-        as_loss("focal")
+    with pytest.raises(ConfigError, match="loss 'rumour' is unknown: use one of ce, dice"):
+        as_loss("rumour")

@@ -19,7 +19,7 @@ def logits_like(head: str, label: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("rule", [*RULES, "mask"])
+@pytest.mark.parametrize("rule", [*RULES, "hide", "mask"])
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 def test_every_rule_gives_a_label_of_the_head(head, rule, dims):
     label = make_label(head, dims=dims)
@@ -103,7 +103,7 @@ def test_hiding_one_sample_at_a_time():
     ("head", "rule", "message"),
     [
         ("softmax", "vanish", "target 'vanish' is unknown"),
-        ("softmax", {"grow": 3}, "use {'hide': name}"),
+        ("softmax", {"vanish": 3}, "use one of background"),
         ("softmax", {"hide": "liver"}, "cannot hide 'liver'"),
         ("softmax", {"hide": 4}, r"cannot hide class 4: the network has the classes 0\.\.3"),
         ("softmax", {"hide": -1}, "cannot hide class -1"),

@@ -1,0 +1,98 @@
+"""Worst cases of moved anatomy: a diffeomorphic deformation, an affine motion. The ground truth moves along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from monai_adv.attacks.physical import PhysicalAttack
+from monai_adv.attacks.run import Run
+from monai_adv.threats import Threat
+from monai_adv.transforms.physics import Affine, Deformation, Effect
+from monai_adv.transforms.physics.effect import Parameters
+from monai_adv.transforms.physics.geometry import GeometricEffect, jacobian_determinant
+
+
+class GeometricAttack(PhysicalAttack):
+    """Moves image, label, target and weight together; what it found is scored against ``result.label``.
+
+    All modalities move together and voxels come from anywhere, so the threat's ``channels`` and ``support`` do not
+    apply; bounds do.
+    """
+
+    moves_voxels: ClassVar[bool] = True
+    effect: GeometricEffect
+
+    def _warp(self, run: Run, parameters: Parameters) -> Callable[[Tensor], Tensor]:
+        return self.effect.label_warp(run.clean.shape[2:], parameters, run.spacing)
+
+
+class DeformationAttack(GeometricAttack):
+    """Worst-case diffeomorphic deformation: the flow of a smooth velocity, label warped along.
+
+    ``result.details["min_jacobian"]`` is the smallest Jacobian determinant of the deformation: above zero it does not
+    fold.
+
+    Reference:
+        Chen et al., Enhancing MR image segmentation with realistic adversarial data augmentation (AdvChain), Medical
+        Image Analysis 2022. Parametrisation in mm and defaults are ours.
+
+    Args:
+        threat: eps is the largest displacement in mm.
+        knot_mm: distance of the velocity's control points in mm.
+        squarings: see :class:`monai_adv.transforms.physics.Deformation`.
+        **options: see :class:`PhysicalAttack`.
+    """
+
+    name: ClassVar[str] = "deformation"
+    reference: ClassVar[str] = "Chen et al. 2022"
+    units: ClassVar[str] = Deformation.units
+    default_eps: ClassVar[tuple[float, ...]] = (Deformation.default_magnitude,)
+    effect_class: ClassVar[type[Effect]] = Deformation
+
+    def __init__(self, threat: Threat, knot_mm: float = 40.0, squarings: int = 7, **options: Any) -> None:
+        super().__init__(threat, Deformation(knot_mm, squarings), **options)
+        self.knot_mm = knot_mm
+        self.squarings = squarings
+
+    def _search(self, run: Run) -> None:
+        super()._search(run)
+        field = self.effect.displacement(run.best_parameters, run.clean.shape[2:], run.spacing)
+        run.details["min_jacobian"] = jacobian_determinant(field, run.spacing).flatten(1).amin(1).tolist()
+
+
+class AffineAttack(GeometricAttack):
+    """Worst-case rotation, translation and scaling about the centre of the volume, label moved along.
+
+    Reference:
+        Chen et al., AdvChain, Medical Image Analysis 2022 (affine among its transformations). Limits and defaults are
+        ours.
+
+    Args:
+        threat: eps is the share of the limits that may be used, 1 for all of them.
+        max_rotation: limit of every angle in degrees.
+        max_translation: limit along every axis in mm.
+        max_scaling: largest relative change of size along every axis.
+        **options: see :class:`PhysicalAttack`.
+    """
+
+    name: ClassVar[str] = "affine"
+    reference: ClassVar[str] = "Chen et al. 2022"
+    units: ClassVar[str] = Affine.units
+    default_eps: ClassVar[tuple[float, ...]] = (Affine.default_magnitude,)
+    effect_class: ClassVar[type[Effect]] = Affine
+
+    def __init__(
+        self,
+        threat: Threat,
+        max_rotation: float = 10.0,
+        max_translation: float = 5.0,
+        max_scaling: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__(threat, Affine(max_rotation, max_translation, max_scaling), **options)
+        self.max_rotation = max_rotation
+        self.max_translation = max_translation
+        self.max_scaling = max_scaling

@@ -1,0 +1,64 @@
+"""Physical changes of MR images with explicit parameters, as MONAI transforms; attacks search their worst case."""
+
+from monai_adv.transforms.physics.effect import Effect
+from monai_adv.transforms.physics.geometry import Affine, Deformation, GeometricEffect, jacobian_determinant
+from monai_adv.transforms.physics.intensity import BiasField, Gamma
+from monai_adv.transforms.physics.named import (
+    PhysicalBiasField,
+    PhysicalBiasFieldd,
+    PhysicalGamma,
+    PhysicalGammad,
+    RandPhysicalBiasField,
+    RandPhysicalBiasFieldd,
+    RandPhysicalGamma,
+    RandPhysicalGammad,
+)
+from monai_adv.transforms.physics.named_geometry import (
+    PhysicalAffine,
+    PhysicalAffined,
+    PhysicalDeformation,
+    PhysicalDeformationd,
+    RandPhysicalAffine,
+    RandPhysicalAffined,
+    RandPhysicalDeformation,
+    RandPhysicalDeformationd,
+)
+from monai_adv.transforms.physics.transforms import (
+    PhysicalTransform,
+    PhysicalTransformd,
+    RandPhysicalTransform,
+    RandPhysicalTransformd,
+)
+
+EFFECTS: dict[str, type[Effect]] = {effect.name: effect for effect in (Deformation, Affine, BiasField, Gamma)}
+
+__all__ = [
+    "EFFECTS",
+    "Affine",
+    "BiasField",
+    "Deformation",
+    "Effect",
+    "Gamma",
+    "GeometricEffect",
+    "PhysicalAffine",
+    "PhysicalAffined",
+    "PhysicalBiasField",
+    "PhysicalBiasFieldd",
+    "PhysicalDeformation",
+    "PhysicalDeformationd",
+    "PhysicalGamma",
+    "PhysicalGammad",
+    "PhysicalTransform",
+    "PhysicalTransformd",
+    "RandPhysicalAffine",
+    "RandPhysicalAffined",
+    "RandPhysicalBiasField",
+    "RandPhysicalBiasFieldd",
+    "RandPhysicalDeformation",
+    "RandPhysicalDeformationd",
+    "RandPhysicalGamma",
+    "RandPhysicalGammad",
+    "RandPhysicalTransform",
+    "RandPhysicalTransformd",
+    "jacobian_determinant",
+]
