@@ -1,9 +1,10 @@
-"""Cost of an attack step beside a bare forward and ``autograd.grad`` of the same loss, as paired ratios.
+"""Cost of attacks beside the bare passes they need, as paired ratios.
 
-    python benchmarks/attack_step.py [--size 96] [--pairs 9] [--threads 2]
+    python benchmarks/attack_step.py [--attacks ifgsm,mifgsm] [--size 96] [--pairs 9] [--threads 2]
 
-Each pair runs ``steps`` bare steps and ``steps`` steps of I-FGSM in one process, in changing order. An attack step is
-the gradient, the metric of the iterate, the bookkeeping of the best one and the projected step.
+Each pair runs an attack of ``steps`` steps and, in changing order in one process, as many bare passes as it took: a
+forward with ``autograd.grad`` of the attack's own loss for every backward pass, a plain forward for every other. What
+is left is the metric of the iterates, the bookkeeping of the best one, and the projected steps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from monai_adv.victims import Victim
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--attacks", default="ifgsm,pgd,mifgsm,segpgd,cospgd,apgd", help="names, comma separated")
     parser.add_argument("--size", type=int, default=96, help="side of the volume in voxels")
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
@@ -38,40 +40,50 @@ def main() -> None:
     victim = Victim(network, inferer, preprocessing=NormalizeNonzeroBatch())
     image = torch.rand(1, 4, *(options.size,) * 3) * 1000 + 1
     label = torch.randint(0, 4, (1, 1, *(options.size,) * 3))
-    attack = attacks.create("ifgsm", eps=0.1, steps=options.steps)
-    ball = attack.threat.bind(image)
-    normalize = NormalizeNonzeroBatch()
+    for name in options.attacks.split(","):
+        attack = attacks.create(name, eps=0.1, steps=options.steps)
+        ratios = [_pair(victim, attack, image, label, pair % 2 == 1) for pair in range(options.pairs + 1)][1:]
+        print(
+            f"{name}: median ratio {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f}, "
+            f"{options.pairs} pairs of {options.steps} steps)",
+            flush=True,
+        )
 
-    def bare() -> float:
-        start = time.perf_counter()
-        for _ in range(options.steps):
-            x = image.clone().requires_grad_(True)
-            loss = attack.loss(inferer(normalize(x), network), label, victim.head).sum()
-            torch.autograd.grad(loss, x)
-        return time.perf_counter() - start
 
-    def attacked() -> float:
-        with victim.attacked(ball.mask, image):
-            run = Run(attack, victim, ball, label, None, None, torch.Generator())
-            run.start_budget(0.1)
+def _pair(victim: Victim, attack: attacks.Attack, image: torch.Tensor, label: torch.Tensor, first: bool) -> float:
+    """Time of the attack's search over that of the bare passes; ``first`` says which goes first."""
+    with victim.attacked(attack.threat.bind(image).mask, image):
+        counts = _search(victim, attack, image, label)  # the clean pass before the search is among them
+        times = {}
+        for what in ("attack", "bare") if first else ("bare", "attack"):
             start = time.perf_counter()
-            x = image
-            for step in range(options.steps):
-                x = ball.step(x, run.gradient(x, candidate=step > 0), 0.025)
-            return time.perf_counter() - start
+            if what == "attack":
+                counts = _search(victim, attack, image, label)
+                times[what] = time.perf_counter() - start
+            else:
+                _bare(victim, attack, image, label, *counts)
+                times[what] = time.perf_counter() - start
+    return times["attack"] / times["bare"]
 
-    bare(), attacked()
-    ratios = []
-    for pair in range(options.pairs):
-        if pair % 2:
-            a = attacked()
-            b = bare()
-        else:
-            b = bare()
-            a = attacked()
-        ratios.append(a / b)
-        print(f"bare {b / options.steps:.3f} s/step, attack {a / options.steps:.3f} s/step, ratio {ratios[-1]:.3f}")
-    print(f"median ratio {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
+
+def _search(victim: Victim, attack: attacks.Attack, image: torch.Tensor, label: torch.Tensor) -> tuple[int, int]:
+    generator = torch.Generator().manual_seed(0)
+    run = Run(attack, victim, attack.threat.bind(image), label, None, None, generator, (1.0,) * (image.dim() - 2))
+    run.start_budget(attack.threat.eps)
+    attack._search(run)
+    cost = run.result(image).cost
+    return cost.forwards, cost.backwards
+
+
+def _bare(
+    victim: Victim, attack: attacks.Attack, image: torch.Tensor, label: torch.Tensor, forwards: int, backwards: int
+) -> None:
+    for _ in range(backwards):
+        x = image.clone().requires_grad_(True)
+        torch.autograd.grad(attack.loss(victim(x), label, victim.head).sum(), x)
+    with torch.no_grad():
+        for _ in range(forwards - backwards):
+            victim(image)
 
 
 if __name__ == "__main__":

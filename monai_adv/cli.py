@@ -1,4 +1,4 @@
-"""The command line: ``monai-adv demo | simulate | datalist | check | train | attack | run | compare | report``."""
+"""The command line ``monai-adv``: demo, simulate, datalist, check, train, attack, run, compare, report and more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from monai_adv import __version__
+from monai_adv import __version__, cli_ablation, cli_universal
 from monai_adv.errors import ConfigError, MonaiAdvError
 
 if TYPE_CHECKING:
@@ -322,6 +322,10 @@ def demo(
     _finish(result)
     _compare_and_report(result.folder)
     _complain(result.problems, again=False)
+
+
+cli_ablation.register(app)
+cli_universal.register(app)
 
 
 def _follow(update: Any) -> Any:

@@ -26,13 +26,14 @@ class Trait:
     gradient: bool = True  # takes gradients
     uses_budget: bool = True  # reaches at least half of its budget wherever the victim answers at all
     local: bool = True  # nothing changes outside the support
+    modalities: bool = True  # modalities may be chosen (not where anatomy moves)
     positive: bool = False  # needs images without negative values (magnitude MRI)
     flat: bool = True  # a slice is a volume of depth one
     best: bool = True  # keeps the best iterate by the metric (not the last, not the smallest)
 
 
 class AnyGrid(UniversalPerturbation):
-    """A universal perturbation for slices and volumes, every norm and every unit: in other hands it is tiled 3D."""
+    """A universal perturbation for slices and volumes, every norm and every unit."""
 
     def __init__(self):
         drawn = torch.randn(4, 3, 4, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
@@ -68,12 +69,12 @@ TRAITS: dict[str, Trait] = {
     "mifgsm": Trait({"steps": 2}),
     "segpgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
     "cospgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
-    "apgd": Trait({"steps": 3}, without_chance={"random_start": False}, draws=True),
+    "apgd": Trait({"steps": 3, "loss": "ce"}, without_chance={"random_start": False}, draws=True),
     "sea": Trait(
         {"steps": 4, "losses": ["masked_ce", "js"]}, without_chance={"random_start": False}, draws=True
     ),
     "ensemble": Trait(
-        {"attacks": ["fgsm", {"name": "pgd", "steps": 2}]},
+        {"attacks": [{"name": "pgd", "steps": 2}, {"name": "segpgd", "steps": 2}]},
         without_chance={"attacks": ["fgsm", {"name": "ifgsm", "steps": 2}]},
         draws=True,
     ),
@@ -82,10 +83,16 @@ TRAITS: dict[str, Trait] = {
     "asma": Trait({"steps": 2}, uses_budget=False),
     "bias_field": Trait({"steps": 2, "knot_mm": 2.0}, without_chance=None, draws=True, uses_budget=False),
     "gamma": Trait({"steps": 2}, without_chance=None, draws=True, uses_budget=False),
+    "motion": Trait({"steps": 2, "segments": 3, "axis": -1}, without_chance=None, draws=True, uses_budget=False),
+    "ghosting": Trait({"steps": 2, "axis": -1, "period": 3}, without_chance=None, draws=True, uses_budget=False),
+    "gibbs": Trait({"steps": 2, "step_size": 0.3}, without_chance=None, draws=True, uses_budget=False),
+    "rician": Trait({"steps": 2}, without_chance=None, draws=True, uses_budget=False, positive=True),
     "deformation": Trait(
-        {"steps": 2, "knot_mm": 4.0}, without_chance=None, draws=True, uses_budget=False, local=False
+        {"steps": 2, "knot_mm": 4.0}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False
     ),
-    "affine": Trait({"steps": 2}, without_chance=None, draws=True, uses_budget=False, local=False),
+    "affine": Trait(
+        {"steps": 2}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False
+    ),
     "vafa": Trait({"steps": 2, "block": 4}),
     "square": Trait({"queries": 4}, without_chance=None, draws=True, gradient=False, flat=False),
     "transfer": Trait(

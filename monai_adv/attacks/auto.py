@@ -25,7 +25,7 @@ RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))  # SEA: radius in eps, share of the
 
 
 class APGD(Attack):
-    """Auto-PGD: momentum steps from 2 eps on, halved per sample where the loss stops rising, from the best point so far.
+    """Auto-PGD: momentum steps from 2 eps on, halved per sample where the loss stops rising, always from the best.
 
     At each checkpoint the step size of a sample is halved, and its search goes back to the point of the highest loss,
     if fewer than ``rho`` of the steps since the last checkpoint raised the loss, or if neither step size nor highest

@@ -205,7 +205,13 @@ class Attack(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments as plain values, for records and reports."""
-        names = [n for c in type(self).__mro__ if "__init__" in vars(c) for n in inspect.signature(c).parameters]
+        names = [
+            p.name
+            for c in type(self).__mro__
+            if "__init__" in vars(c)
+            for p in inspect.signature(c).parameters.values()
+            if p.kind is not p.POSITIONAL_ONLY
+        ]
         found = {n: getattr(self, n) for n in dict.fromkeys(names) if n not in ("self", "threat") and hasattr(self, n)}
         return {"threat": self.threat.describe(), **{k: _readable(v) for k, v in found.items()}}
 

@@ -48,7 +48,7 @@ class Square(Attack):
     def __init__(
         self,
         threat: Threat,
-        loss: str | AttackLoss = "margin",
+        loss: str | AttackLoss = "dice_ce",
         queries: int = 1000,
         p: float = 0.8,
         **options: Any,

@@ -37,8 +37,8 @@ class Ensemble(Attack):
     is stronger.
 
     Members search this threat, unless they name an ``eps``: ``{"name": "bias_field", "eps": 0.3}`` has a budget of its
-    own whatever that of the ensemble is (its channels and support are the ensemble's where it names none). Attacks whose
-    budget is in units of their own need that; the ensemble's threat does not bound their images.
+    own whatever that of the ensemble is (its channels and support are the ensemble's where it names none). Attacks
+    with a budget in units of their own need that; the ensemble's threat does not bound their images.
 
     In the trace ``member`` says whose step it was; ``details["winner"]`` whose image is returned. Details and
     parameters of members are prefixed by their names; parameters are NaN where another member won.
@@ -74,7 +74,9 @@ class Ensemble(Attack):
 
         wrong = sorted(set(SHARED) & set(spec))
         if wrong:
-            raise ConfigError(f"{', '.join(wrong)} of {spec} belongs to the ensemble, which gives it to all its attacks")
+            raise ConfigError(
+                f"{', '.join(wrong)} of {spec} belongs to the ensemble, which gives it to all its attacks"
+            )
         if "name" not in spec:
             raise ConfigError(f"an attack of an ensemble needs a name: {spec}")
         kind = attack_class(spec["name"])

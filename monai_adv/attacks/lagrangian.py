@@ -13,6 +13,7 @@ _TAU, _GAMMA, _EVERY = 0.95, 2.0, 10  # a constraint that shrank by less in so m
 _ALPHA = 0.8  # memory of the moving averages
 _SCALES, _SCALE_RATE = (0.1, 1.0), 0.02  # of the constraints
 _MULTIPLIERS = (1e-12, 1.0)
+_DECAY=1.0
 _LARGEST_RHO = 1e6  # ours: so that no float overflows in a long search
 
 
@@ -82,7 +83,7 @@ class Lagrangian:
         rate = torch.where(met, 1 + _SCALE_RATE, 1 - _SCALE_RATE).double()
         self._scale = (self._scale / rate).clamp(*_SCALES)
         constraint = self.constraint(logits)
-        left_out = (1 - self.nu) * step / max(1, self.steps - 1)
+        left_out = (1 - self.nu) * min(1.0, step / max(1, _DECAY * self.steps))
         self.kept = without_hardest(constraint, self.counted, left_out)
         self._was_fooled |= fooled(self.run, self.run.head.predict(logits))
         if step == 0:
@@ -135,13 +136,39 @@ def prox_linf(u: Tensor, amount: Tensor, metric: Tensor) -> Tensor:
     return torch.stack(cut)
 
 
-def prox_l2(u: Tensor, amount: Tensor) -> Tensor:
-    """The point that minimises ``|p - u|^2 / 2 + amount |p|`` (Euclidean), per sample: ``u`` made shorter by it.
+def prox_l2(u: Tensor, amount: Tensor, metric: Tensor) -> Tensor:
+    """The point that minimises ``sum metric (p - u)^2 / 2 + amount |p|`` (Euclidean), per sample.
+
+    It is ``metric r u / (metric r + amount)`` with its own length ``r``, the root of ``1 / |metric u / (metric r +
+    amount)| = 1``; the left side is concave, so Newton's steps from 0 approach it from below.
+
+    Args:
+        u: ``(B, ...)``.
+        amount: ``(B,)``, > 0.
+        metric: positive weights, shape of ``u``.
 
     Example:
-        >>> prox_l2(torch.tensor([[3.0, 4.0]]), torch.tensor([2.5]))
+        >>> prox_l2(torch.tensor([[3.0, 4.0]]), torch.tensor([2.5]), torch.ones(1, 2))
         tensor([[1.5000, 2.0000]])
     """
-    length = u.double().flatten(1).norm(dim=1)
-    factor = 1 - amount.double() / length.clamp_min(torch.finfo(torch.float64).tiny)
-    return u * factor.clamp_min(0).to(u.dtype).view(-1, *[1] * (u.dim() - 1))
+    found = []
+    for values, weights, pull in zip(u, metric, amount.tolist()):
+        moved = values != 0
+        v, weight = values[moved].double(), weights[moved].double()
+        force, length = weight * v, 0.0
+        while len(v):
+            below = weight * length + pull
+            shares = force / below
+            inverse = 1 / float(shares.norm())
+            if inverse >= 1 - 1e-12:
+                break
+            slope = inverse**3 * float((shares.square() * weight / below).sum())
+            step = (1 - inverse) / slope
+            length += step
+            if step <= 1e-12 * length:
+                break
+        point = torch.zeros_like(values)
+        if length > 0:
+            point[moved] = (length * force / (weight * length + pull)).to(values.dtype)
+        found.append(point)
+    return torch.stack(found)

@@ -19,8 +19,8 @@ from monai_adv.victims import Head
 
 TAU, BETA = 1e-7, 1e-6  # Ozbulak et al.'s, for summed logits of an un-normalised 2D network on [0, 1]
 STEPS = {"calibrated": 50, "paper": 2501}
-L2_WEIGHT = {"calibrated": 0.1, "paper": 1.0}
-FIRST_STEP = 0.02
+L2_WEIGHT = {"calibrated": 0.02, "paper": 1.0}
+FIRST_STEP = 0.1
 
 
 class SSM(Attack):
@@ -34,7 +34,8 @@ class SSM(Attack):
       in float64, as steps of 1e-7 are lost in float32.
     - ``calibrated`` (ours): everything is measured in the threat's units, and the sum of the logits is multiplied
       once per sample by the constant with which the first step has the max norm ``first_step``
-      (``details["scale"]`` says which); the best iterate is returned, by IoU with the target and then by L2.
+      (``details["scale"]`` says which); the best iterate is returned, by IoU with the target, then (with a ``kappa``)
+      by the voxels short of the margin, then by L2.
 
     Unbounded by default; with a finite eps every step is projected.
 
@@ -47,9 +48,9 @@ class SSM(Attack):
         target: rule of the target, see :func:`monai_adv.losses.make_target`; a mask may be given in the call.
         mode: "calibrated" or "paper".
         steps: gradient steps; None is 50 (calibrated) or 2501 (paper).
-        first_step: max norm of the first step in the threat's units; calibrated mode only, None is .02.
+        first_step: max norm of the first step in the threat's units; calibrated mode only, None is .1.
         l2_weight: weight of the L2 term. Paper mode: as in L above, None is 1. Calibrated mode: against a logit term
-            whose first gradient has max norm 1, None is .1; a step never pulls a voxel beyond its clean value.
+            whose first gradient has max norm 1, None is .02; a step never pulls a voxel beyond its clean value.
         tau: step size of paper mode, None is 1e-7.
         **options: see :class:`Attack`.
     """
@@ -137,9 +138,12 @@ class SSM(Attack):
         step = len(run.trace)
 
         def objective(logits: Tensor) -> Tensor:
-            if masks is not None:
+            if masks is not None or self.loss.kappa:
                 active = self.loss.active(logits.detach(), target, run.head)
-                masks[step] = (active if run.weight is None else active & run.weight.bool()).cpu()
+                active = active if run.weight is None else active & run.weight.bool()
+                run.shared["short"] = active.flatten(1).sum(1).double()  # of their target, or of the margin to it
+                if masks is not None:
+                    masks[step] = active.cpu()
             return self.loss.towards(logits, target, run.head, run.weight) - penalty.to(logits)
 
         return objective
@@ -153,7 +157,10 @@ class SSM(Attack):
         entry["iou"] = target_iou(prediction, run.target, run.head, run.weight)
         if self.mode == "paper":  # the last iterate
             return torch.full_like(entry["iou"], entry["step"])[:, None]
-        return torch.stack([entry["iou"], -_length(run.ball, image)], dim=1)
+        columns = [entry["iou"], -_length(run.ball, image)]
+        if self.loss.kappa:  # the margin that was asked for is part of the aim
+            columns.insert(1, -run.shared["short"])
+        return torch.stack(columns, dim=1)
 
     def _report(self, run: Run, peak: Tensor, masks: dict[int, Tensor]) -> None:
         assert run.target is not None

@@ -24,6 +24,12 @@ from monai_adv.errors import ConfigError
 from monai_adv.losses import Margin
 from monai_adv.threats import Ball, LInfBall, Threat
 
+_MEMORY = 0.8  # ALMAProx: of the moving average of the squared gradient
+_REDUCTION = 0.1  # ALMAProx: last step size over the first
+_GROWTH = 16.0  # ALMAProx: largest step size over the first, for samples without a success in half of the steps
+BOOST=10.
+_RATIO = 100.0  # ALMAProx
+
 
 class MinimumNorm(Attack):
     """What attacks for the smallest perturbation share: what counts as fooled, and the smallest success as the best.
@@ -129,7 +135,7 @@ class FMN(MinimumNorm):
         nu: float = 0.9,
         region: str = "lesion",
         dilation: float = 0.0,
-        step_size: float = 0.5,
+        step_size: float = 0.2,
         gamma: float = 0.05,
         kappa: float = 0.1,
         **options: Any,
@@ -147,7 +153,7 @@ class FMN(MinimumNorm):
 
         def objective(logits: Tensor) -> Tensor:
             seen.append(logits.detach())
-            kept, margins = self._margins(run, logits, counted)
+            kept, margins = self._margins(run, logits, counted, step)
             return -torch.where(kept, margins.clamp_min(-self.kappa), torch.zeros_like(margins)).flatten(1).sum(1)
 
         image = run.clean
@@ -168,25 +174,130 @@ class FMN(MinimumNorm):
             if step == self.steps:
                 break
             rate = self.gamma * (0.02 + 0.98 * cosine)
-            ahead = size + self._distance(run, logits, gradient, counted, size)
+            ahead = size + self._distance(run, logits, gradient, counted, size, step)
             shrunk = torch.minimum(radius * (1 - rate), best)
             radius = torch.where(met, shrunk, torch.where(found, radius * (1 + rate), ahead))
             share = self.step_size * (0.01 + 0.99 * cosine)
             image = _within(ball, image + _steepest(ball, gradient, share * radius), radius)
         self._report(run, best)
 
-    def _margins(self, run: Run, logits: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    def _margins(self, run: Run, logits: Tensor, counted: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The voxels that are pushed, and all margins."""
         margins = resistance(run, logits)
-        return without_hardest(margins.detach(), counted, 1 - self.nu), margins
+        left_out = (1 - self.nu) * min(1.0, 2 * step / self.steps)
+        return without_hardest(margins.detach(), counted, left_out), margins
 
-    def _distance(self, run: Run, logits: Tensor, gradient: Tensor, counted: Tensor, size: Tensor) -> Tensor:
+    def _distance(
+        self, run: Run, logits: Tensor, gradient: Tensor, counted: Tensor, size: Tensor, step: int
+    ) -> Tensor:
         """First-order distance to where the remaining margins are gone, in units, ``(B,)``."""
-        kept, margins = self._margins(run, logits, counted)
+        kept, margins = self._margins(run, logits, counted, step)
         remaining = torch.where(kept, margins.clamp_min(0), torch.zeros_like(margins)).double().flatten(1).sum(1)
         dual = _dual_norm(run.ball, gradient)
         distance = torch.where(dual > 0, remaining / dual.clamp_min(torch.finfo(dual.dtype).tiny), 0)
-        # a radius at most doubles: voxels that nothing moves would make it grow without end
-        return torch.where(size > 0, torch.minimum(distance, size), distance)
+        # later steps grow by gamma at least (the dual norm counts voxels that are pushed but have arrived), and double
+        # at most (voxels that nothing moves would have the radius grow without end)
+        return torch.where(size > 0, distance.clamp(self.gamma * size, size), distance)
+
+
+class ALMAProx(MinimumNorm):
+    """Proximal augmented Lagrangian: one multiplier per voxel that is not fooled yet, and a proximal step of the norm.
+
+    Every counted voxel is a constraint; its violation is penalised with a multiplier and a penalty weight of its own
+    (:func:`monai_adv.attacks.lagrangian.penalty`), and the norm, which has no useful gradient, is made small by its
+    proximity operator. The ``1 - nu`` hardest voxels are left out.
+
+    The paper's are the L-inf norm, penalty, masks, scaled margins, moving averages, the diagonal metric and the
+    decaying step. Ours are: the derivative of the penalty at 0 is the multiplier; a divisor of the margin without a
+    gradient, and plain margins for two classes and for bits; the L2 norm, with one metric per sample; sizes counted in
+    first-order distances of the clean image to the boundary, which needs no scale; the criterion "dice".
+
+    Reference:
+        Rony et al., Proximal splitting adversarial attacks for semantic segmentation, CVPR 2023.
+
+    Args:
+        threat: its norm is what is made small, its budget a cap on what is searched.
+        steps: gradient steps; the paper takes 500.
+        criterion: "voxels" or "dice", see :class:`MinimumNorm`.
+        nu: share of the counted voxels that has to be fooled (or, under "dice", that the penalties aim at), in (0, 1].
+        region: counted voxels, "lesion" or "all".
+        dilation: the lesion grows by so many mm.
+        step_size: first step in the threat's units; None is a tenth of the first-order distance to the boundary.
+        **options: see :class:`Attack`.
+    """
+
+    name: ClassVar[str] = "alma_prox"
+    reference: ClassVar[str] = "Rony et al. 2023"
+
+    def __init__(
+        self,
+        threat: Threat,
+        steps: int = 200,
+        criterion: str = "voxels",
+        nu: float = 0.9,
+        region: str = "lesion",
+        dilation: float = 0.0,
+        step_size: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(threat, steps, criterion, nu, region, dilation, **options)
+        self.step_size = None if step_size is None else _between("step_size", step_size, 0, math.inf)
+
+    def _search(self, run: Run) -> None:
+        ball = run.ball
+        state = Lagrangian(run, self._counted(run), self.nu, self.steps)
+        followed = -1
+        met = torch.zeros(len(run.clean), dtype=torch.bool, device=run.clean.device)
+
+        def objective(logits: Tensor) -> Tensor:
+            nonlocal followed, met
+            if followed < step:  # of several draws the first decides
+                prediction = run.head.predict(logits.detach())
+                met = self._met(run, prediction, run.score(prediction))
+                state.follow(logits.detach(), met, step)
+                followed = step
+            return -state.penalty(logits)
+
+        image = run.clean
+        u = torch.zeros_like(image)
+        prox = prox_linf if isinstance(ball, LInfBall) else prox_l2
+        average = torch.zeros_like(u)
+        scale = torch.where(ball.scale > 0, ball.scale, torch.ones_like(ball.scale))
+        best = torch.full((len(image),), math.inf, dtype=torch.float64, device=image.device)
+        turned = torch.full_like(best, self.steps // 2)
+        for step in range(self.steps + 1):
+            if step == self.steps:
+                run.consider(image, loss=objective)
+            else:
+                gradient = -run.gradient(image, loss=objective, candidate=step > 0)
+            size = ball.size(image).double()
+            turned = torch.where(met & best.isinf() & (step < self.steps // 2), step, turned)
+            best = torch.where(met & (size < best), size, best)
+            if step == self.steps:
+                break
+            if step == 0:
+                unit, pull = self._scales(run, gradient, state)
+            tangent = _REDUCTION / (1 - _REDUCTION) * (self.steps - turned)
+            rate = (self.step_size or 0.1 * unit) / unit * tangent / ((step - turned).clamp_min(0) + tangent)
+            rate = rate * _GROWTH ** (turned.clamp_max(step) / max(1, self.steps // 2))
+            gradient = _in_units(ball, gradient) * _per_sample(unit, gradient)
+            average = _MEMORY * average + (1 - _MEMORY) * gradient.square()
+            metric = (average / (1 - _MEMORY ** (step + 1))).sqrt().clamp_min(1e-8)
+            u = u - _per_sample(rate, u) * gradient / metric
+            image = ball.project(ball.clean + u * _per_sample(unit, u) * ball.scale)
+            u = (image - ball.clean) / _per_sample(unit, u) / scale
+            u = prox(u, rate * torch.where(best.isfinite(), BOOST * pull, pull), metric)
+            image = ball.project(ball.clean + u * _per_sample(unit, u) * ball.scale)
+        self._report(run, best)
+
+    def _scales(self, run: Run, gradient: Tensor, state: Lagrangian) -> tuple[Tensor, Tensor]:
+        """First-order distance of the clean image to the boundary in units, and the weight of the norm, ``(B,)``."""
+        violation = state.constraint(run.clean_logits).clamp_min(0)
+        remaining = torch.where(state.kept, violation, torch.zeros_like(violation)).flatten(1).sum(1)
+        dual = _dual_norm(run.ball, gradient)
+        reachable = (dual > 0) & (remaining > 0)
+        unit = torch.where(reachable, remaining / dual.clamp_min(torch.finfo(dual.dtype).tiny), 1.0)
+        return unit, torch.where(reachable, remaining / _RATIO, 1.0)
 
 
 def _between(name: str, value: float, low: float, high: float) -> float:

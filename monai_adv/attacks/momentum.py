@@ -52,14 +52,7 @@ class MIFGSM(IFGSM):
 
     def _direction(self, run: Run, gradient: Tensor, before: Tensor | None) -> Tensor:
         gradient = torch.where(run.ball.mask, gradient, torch.zeros_like(gradient))
-        # the largest entry becomes 1 first: the gradient of a saturated network is too small for its float32 sum
-        peak = gradient.abs().flatten(1).amax(1)
-        gradient = gradient / _flat(torch.where(peak > 0, peak, torch.ones_like(peak)), gradient)
         length = (gradient * run.ball.scale).abs().flatten(1).sum(1, dtype=torch.float64)
         length = torch.where(length > 0, length, torch.ones_like(length)).to(gradient.dtype)
-        gradient = gradient / _flat(length, gradient)
+        gradient = gradient / length.view(-1, *[1] * (gradient.dim() - 1))
         return gradient if before is None else torch.add(gradient, before, alpha=self.decay)
-
-
-def _flat(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

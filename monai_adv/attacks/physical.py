@@ -43,6 +43,7 @@ class PhysicalAttack(Attack):
         self,
         threat: Threat,
         effect: Effect,
+        /,
         loss: str | AttackLoss = "dice_ce",
         steps: int = 10,
         step_size: float | None = None,

@@ -17,13 +17,17 @@ from monai_adv.attacks.segmentation import CosPGD, SegPGD
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
 from monai_adv.attacks.physical import BiasFieldAttack, GammaAttack
 from monai_adv.attacks.physical_geometry import AffineAttack, DeformationAttack
+from monai_adv.attacks.physical_kspace import GhostingAttack, GibbsAttack, MotionAttack, RicianAttack
 from monai_adv.attacks.universal import Universal
 from monai_adv.errors import ConfigError
 from monai_adv.threats import Threat, create_threat
 
 ATTACKS: dict[str, type[Attack]] = {
-    cls.name: cls for cls in (Universal, Noise, FGSM, IFGSM, TargetedIFGSM, PGD, MIFGSM, SegPGD, CosPGD, APGD, SEA, Ensemble, SSM, ASM, ASMA, VAFA, Square, Transfer, BiasFieldAttack, GammaAttack, DeformationAttack, AffineAttack)
+    cls.name: cls for cls in (Universal, Noise, FGSM, IFGSM, TargetedIFGSM, PGD, MIFGSM, SegPGD, CosPGD, APGD, SEA, Ensemble, SSM, ASM, ASMA, VAFA, Square, Transfer, BiasFieldAttack, GammaAttack, DeformationAttack, AffineAttack, MotionAttack, GhostingAttack, GibbsAttack, RicianAttack)
 }
+
+
+_NO_OPTION = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
 
 
 def available() -> dict[str, str]:
@@ -109,7 +113,7 @@ def option_names(name: str) -> list[str]:
         if "__init__" not in vars(cls) or cls is object:
             continue
         parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-        names += [p.name for p in parameters if p.name not in ("self", "threat") and p.kind is not p.VAR_KEYWORD]
+        names += [p.name for p in parameters if p.name not in ("self", "threat") and p.kind not in _NO_OPTION]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break  # what a class does not pass on cannot be given
     closed = {"loss"} if ATTACKS[name].fixed_loss else set()

@@ -48,7 +48,7 @@ def fit_universal(
     label_source: str = "truth",
     seed: int = 0,
     on_step: Callable[[int, UniversalPerturbation], None] | None = None,
-    on_problem: Callable[[str, Exception], None] | None = None,
+    on_problem: Callable[[int, Exception], None] | None = None,
 ) -> UniversalPerturbation:
     """Train one perturbation for a cohort: ``d <- project(d + a sign(mean_k grad L(x_k + d)))``.
 
@@ -80,8 +80,8 @@ def fit_universal(
         label_source: "truth" or "prediction" (the clean one, a pass more per visit).
         seed: of the order of the subjects and of a random victim's steps.
         on_step: told the number of updates done and the perturbation so far.
-        on_problem: told the name of a subject that could not be used and why; the subject is left out from then on.
-            If None the error is raised.
+        on_problem: told the index of a case that could not be used and why; it is left out from then on. If None the
+            error is raised.
 
     Returns:
         The perturbation; ``details["trace"]`` has per update its subjects, the mean of what is ascended and the mean
@@ -153,7 +153,7 @@ class _Training:
         placement: str,
         label_source: str,
         seed: int,
-        on_problem: Callable[[str, Exception], None] | None,
+        on_problem: Callable[[int, Exception], None] | None,
     ) -> None:
         self.victim, self.cases, self.threat, self.mode, self.target = victim, cases, threat, mode, target
         self.loss, self.confidence, self.placement = loss, confidence, placement
@@ -227,7 +227,8 @@ class _Training:
                 raise
             self.left.remove(index)
             self.last = error
-            self.on_problem(self.names.get(index, str(index)), error)
+            self.names.pop(index, None)
+            self.on_problem(index, error)
             return None
 
     def _none_left(self) -> None:
@@ -254,7 +255,7 @@ class _Training:
         """Gradient on the reference grid, objective and Dice of one subject under the perturbation so far."""
         subject = self._subject(index)
         shape = subject.image.shape[2:]
-        leaf = perturbation.data.to(subject.image).requires_grad_(True)
+        leaf = perturbation.data.detach().to(subject.image).requires_grad_(True)
         with torch.enable_grad():
             on = placed(leaf, perturbation.affine, shape, subject.affine, self.placement)
         target = self._target(perturbation.affine, shape, subject.affine)

@@ -6,6 +6,7 @@ for itself, dtype and device are kept, and what is given is never changed. Dista
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -104,7 +105,7 @@ def shrink(labels: Tensor, mm: float, spacing: Sequence[float], classes: Sequenc
 
     def edit(values: Array, sample: int) -> Array:
         part = _part(values, classes)
-        if not part.any() or part.all():
+        if part.all():
             return values
         distance, nearest = _nearest(values, ~part, spacing)
         return np.where(distance <= mm + _tolerance(spacing), nearest, values)
@@ -193,7 +194,9 @@ def _place(
     """Centre of a ball that stays inside ``room`` and clear of the lesion."""
     inside = (slice(1, -1),) * values.ndim  # outside the volume there is no room
     border = ndimage.distance_transform_edt(np.pad(room, 1), sampling=spacing)[inside]
-    away = ndimage.distance_transform_edt(values == 0, sampling=spacing) if values.any() else border
+    away = border
+    if values.any():  # a voxel's diagonal between the two, or they would be one component
+        away = ndimage.distance_transform_edt(values == 0, sampling=spacing) - math.hypot(*spacing)
     clear = np.minimum(border, away)
     free = clear > reach
     if not free.any():
@@ -202,7 +205,7 @@ def _place(
             f"the radius must be below {clear.max():.4g} mm; or give its center"
         )
     if seed is None:
-        index = int(np.argmax(np.where(free, away, -1)))
+        index = int(np.argmax(np.where(free, away, -np.inf)))
     else:
         found = np.flatnonzero(free)
         index = int(found[np.random.default_rng(seed).integers(len(found))])

@@ -48,7 +48,8 @@ def make_target(
     - ``{"grow": mm}``, ``{"shrink": mm}``: the lesion is dilated (new voxels take the nearest lesion label) or eroded
       (lost voxels become background); ``{"grow": {"mm": 4, "region": "ET"}}`` only a class or region, over what is
       around it, and ``shrink`` then fills with the nearest remaining label.
-    - ``{"shift": [mm, mm, mm]}``: the lesion moves along the voxel axes, to the nearest voxel; it leaves background.
+    - ``{"shift": [mm, mm, mm]}``: the lesion moves along the voxel axes (in a study right, anterior, superior), to the
+      nearest voxel; it leaves background.
     - ``"remove_smallest_lesion"``: the smallest connected component goes, also if it is the only one.
     - ``{"insert": {"radius": mm, "class": name, "center": [...], "seed": n}}``: a ball of a class appears, at voxel
       ``center``, or drawn by ``seed``, or (with neither) as far from the existing lesion as ``support`` allows.
@@ -56,8 +57,8 @@ def make_target(
 
     The lesion is all that is not background. A name is a class index, NCR / ED / ET, or a region of the head. Regions
     of a sigmoid head that are BraTS regions are edited as the classes they stand for, so that both heads get the same
-    target (all but ``hide``); other sigmoid regions are edited channel by channel, and a name is one of them or its
-    index.
+    target (all but ``hide``; bits that contradict each other are resolved first, ET before TC before WT). Other sigmoid
+    regions are edited channel by channel, and a name is one of them or its index.
 
     Args:
         rule: see above.

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from monai_adv.attacks import ATTACKS, option_defaults
+from monai_adv.data import REGIONS
 from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
 from monai_adv.studies.records import csv_bytes, read_records
@@ -39,12 +40,14 @@ def attack_table(records: pd.DataFrame) -> pd.DataFrame:
     table = per_case.groupby(level=keys, sort=False, dropna=False).mean()
     table.insert(0, "n", per_case.groupby(level=keys, sort=False, dropna=False).size())
     regions = scored.pivot_table(index=keys, columns="region", values="dice", aggfunc="mean", sort=False, dropna=True)
-    table = table.join(regions.add_prefix("dice_"))
+    named = [r for r in REGIONS if r in regions]
+    regions = regions[named + [r for r in regions if r not in named]].add_prefix("dice_")
+    table = table.join(regions)
     by_budget = ["victim", "eps", "units", "norm"]
     table["rank"] = table.groupby(level=by_budget, dropna=False)["dice"].rank(method="min")
     lowest = per_case["dice"].groupby(level=[*by_budget, "subject"], dropna=False).transform("min")
     table["wins"] = (per_case["dice"] <= lowest + 1e-9).groupby(level=keys, sort=False, dropna=False).sum()
-    columns = ["n", *regions.add_prefix("dice_").columns, "dice", *SIZES, "success", *COSTS, "rank", "wins"]
+    columns = ["n", *regions.columns, "dice", *SIZES, "success", *COSTS, "rank", "wins"]
     order = ["victim", "norm", "units", "eps", "dice"]
     return table.reset_index().sort_values(order, kind="stable")[[*keys, *columns]].reset_index(drop=True)
 

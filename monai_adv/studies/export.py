@@ -95,7 +95,7 @@ def _one(
     subject, image, grid = case.subject, case.image, case.native
     label = victim.head.label_from_classes(case.classes)
     clean = victim.predict(image)
-    result = attack(victim, image, label, spacing=case.spacing)
+    result = attack(victim, image, label, spacing=case.spacing, affine=case.affine)
     shared = {
         "head": victim.head,
         "label": label,

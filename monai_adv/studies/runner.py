@@ -282,7 +282,7 @@ def _compute(
     generator = torch.Generator().manual_seed(seed)
     results = attack.curve(
         victim, image, label, [u.eps for u in units],
-        target=target, generator=generator, spacing=case.spacing,
+        target=target, generator=generator, spacing=case.spacing, affine=case.affine,
     )  # fmt: skip
     for unit, found in zip(units, results):
         cost = {"seconds": found.cost.seconds, "forwards": found.cost.forwards, "backwards": found.cost.backwards}

@@ -6,6 +6,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def study_universal(
     """Train one perturbation per modality and one for all on some subjects, and score them on the others.
 
     Written to ``output``: ``universal_<modality>.nii.gz`` with a JSON each, ``records.csv`` (held-out subjects; what
-    ``monai-adv compare`` reads), ``records_training.csv``, ``modality_table.csv`` and ``.md``, ``training.csv`` (loss
-    and Dice per step), ``universal.json`` (what was asked for and with which versions).
+    ``monai-adv compare`` reads), ``records_training.csv``, ``modality_table.csv`` and ``.md``,
+    ``universal_<modality>_training.csv`` (loss and Dice per step), ``universal.json`` (what was asked for).
 
     Args:
         root: folder of NIfTI files with labels.
@@ -128,73 +129,59 @@ def study_universal(
         for m in modalities
     }
     check_writable(output / "modality_table.csv")
-    victim, config = load_victim(checkpoint), DataConfig(root=Path(root), scheme=scheme)
     found = scan(root, scheme)
     problems = [str(p) for p in found.problems if p.severity == "error"]
     held, kept = found.items[::hold_out], [x for i, x in enumerate(found.items) if i % hold_out]
     if not held or not kept:
         raise DataError("\n".join([f"{root}: {len(kept)} subjects to train on, {len(held)} to test", *problems]))
-    mask = _mask(target, {x["subject"]: x for x in found.items}) if mode == "static" else target
-    say = on_progress or (lambda done, what: None)
-    study = _Study(victim, config, threats, seed, problems)
-    trained: dict[str, UniversalPerturbation] = {}
-    progress: list[dict[str, Any]] = []
-    total = len(threats) * int(options.get("steps", 40)) + len(held) + len(kept)
-    done = 0
-    for modality, threat in threats.items():
-
-        def follow(step: int, so_far: UniversalPerturbation, modality: str = modality) -> None:
-            entry = so_far.details["trace"][-1]
-            due = test_every > 0 and step % test_every == 0
-            dice = study.held_out_dice(so_far, held) if due else float("nan")
-            row = {
-                "modality": modality,
-                "step": step,
-                "loss": entry["loss"],
-                "dice": entry["dice"],
-                "dice_held_out": dice,
-            }
-            progress.append(row)
-            say((done + step) / total, f"training {modality}, Dice {entry['dice']:.3f}")
-
-        perturbation = fit_universal(
-            victim, _Cohort([x for x in kept if x["subject"] not in study.bad], config), threat, mode=mode, target=mask,
-            seed=seed, reference=_reference(kept, config), on_step=follow, on_problem=study.problem, **options,
-        )  # fmt: skip
-        perturbation.target = target
-        perturbation.save(output / f"universal_{modality}.nii.gz")
-        trained[modality] = perturbation
-        done += int(perturbation.details["steps"])
-        write_atomic(output / "training.csv", csv_bytes(pd.DataFrame(progress)))
-    rows: dict[str, list[dict[str, Any]]] = {"test": [], "training": []}
-    for split, items in (("test", held), ("training", kept)):
-        for item in items:
-            say(done / total, f"scoring {item['subject']}")
-            rows[split] += study.rows(item, trained, noise=split == "test")
-            done += 1
-    records, training = (pd.DataFrame(rows[s]).reindex(columns=list(FIRST)) for s in ("test", "training"))
-    table = modality_table(records, training)
-    for name, frame in (("records", records), ("records_training", training), ("modality_table", table)):
-        write_atomic(output / f"{name}.csv", csv_bytes(frame))
+    config = DataConfig(root=Path(root), scheme=scheme)
+    study = _Study(load_victim(checkpoint), config, threats, seed, problems)
+    options |= {"mode": mode, "seed": seed, "reference": _reference(kept, config), "target": target}
+    if mode == "static":
+        options["target"] = _mask(target, {x["subject"]: x for x in found.items})
     asked = {
-        "eps": eps,
-        "units": units,
-        "norm": norm,
-        "mode": mode,
-        "target": target,
-        "hold_out": hold_out,
-        "seed": seed,
-    }
-    write_atomic(output / "modality_table.md", markdown(table, asked, records, training).encode())
+        "eps": eps, "units": units, "norm": norm, "target": target, "hold_out": hold_out,
+        **{k: v for k, v in options.items() if k not in ("reference", "target")},
+    }  # fmt: skip
     write_json(
         output / "universal.json",
         {
-            "data": {"root": str(root), "tested": [x["subject"] for x in held], "trained": [x["subject"] for x in kept]},
-            "victim": {"name": victim.name, "checkpoint_sha256": file_hash(checkpoint)},
-            "asked": {**asked, **options}, "problems": problems, "versions": versions(),
+            "data": {
+                "root": str(root),
+                "tested": [x["subject"] for x in held],
+                "trained": [x["subject"] for x in kept],
+            },
+            "victim": {"name": study.victim.name, "checkpoint_sha256": file_hash(checkpoint)},
+            "asked": asked,
+            "versions": versions(),
         },
-    )  # fmt: skip
+    )
+    trained: dict[str, UniversalPerturbation] = {}
+    say = on_progress or (lambda done, what: None)
+    for number, modality in enumerate(threats):
+        progress = _Progress(study, modality, held, test_every, partial(_within, say, number, len(threats)))
+        trained[modality] = study.train(modality, kept, progress, options)
+        trained[modality].target = target
+        trained[modality].save(output / f"universal_{modality}.nii.gz")
+        write_atomic(output / f"universal_{modality}_training.csv", csv_bytes(pd.DataFrame(progress.rows)))
+    rows: dict[str, list[dict[str, Any]]] = {"test": [], "training": []}
+    for split, items in (("test", held), ("training", kept)):
+        for item in items:
+            say(0.99, f"scoring {item['subject']}")
+            rows[split] += study.rows(item, trained, noise=split == "test")
+    records, training = (pd.DataFrame(rows[s]).reindex(columns=list(FIRST)) for s in ("test", "training"))
+    if records.empty:
+        raise DataError("\n".join(["no held-out subject could be scored", *problems]))
+    table = modality_table(records, training)
+    for name, frame in (("records", records), ("records_training", training), ("modality_table", table)):
+        write_atomic(output / f"{name}.csv", csv_bytes(frame))
+    write_atomic(output / "modality_table.md", markdown(table, asked, records, training).encode())
     return UniversalStudy(output, table, records, training, trained, problems)
+
+
+def _within(say: Callable[[float, str], None], number: int, total: int, share: float, what: str) -> None:
+    """Tell the progress of one perturbation as that of all."""
+    say((number + share) / total, what)
 
 
 def _mask(rule: Any, items: Mapping[str, Mapping[str, Any]]) -> MetaTensor:
@@ -227,6 +214,16 @@ class _Study:
     ) -> None:
         self.victim, self.config, self.threats, self.seed, self.problems = victim, config, threats, seed, problems
         self.bad: set[str] = set()
+
+    def train(
+        self, modality: str, items: Sequence[Mapping[str, Any]], progress: _Progress, options: Mapping[str, Any]
+    ) -> UniversalPerturbation:
+        """The perturbation of a modality; a subject that failed before is not tried again."""
+        good = [item for item in items if item["subject"] not in self.bad]
+        return fit_universal(
+            self.victim, _Cohort(good, self.config), self.threats[modality], on_step=progress,
+            on_problem=lambda index, error: self.problem(good[index]["subject"], error), **options,
+        )  # fmt: skip
 
     def problem(self, subject: str, error: Exception) -> None:
         if not isinstance(error, MonaiAdvError):
@@ -299,6 +296,30 @@ class _Study:
         )
 
 
+class _Progress:
+    """What is written down after every update of a perturbation."""
+
+    def __init__(
+        self,
+        study: _Study,
+        modality: str,
+        held: Sequence[Mapping[str, Any]],
+        every: int,
+        say: Callable[[float, str], None],
+    ) -> None:
+        self.study, self.modality, self.held, self.every, self.say = study, modality, held, every, say
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, step: int, perturbation: UniversalPerturbation) -> None:
+        entry = perturbation.details["trace"][-1]
+        row = {"step": step, "loss": entry["loss"], "dice": entry["dice"]}
+        if self.every:
+            due = step % self.every == 0
+            row["dice_held_out"] = self.study.held_out_dice(perturbation, self.held) if due else float("nan")
+        self.rows.append(row)
+        self.say(step / perturbation.details["steps"], f"training {self.modality}, Dice {entry['dice']:.3f}")
+
+
 def modality_table(records: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     """Mean and median Dice per modality and region: clean, noise, universal; and universal on the training subjects.
 
@@ -327,9 +348,9 @@ def markdown(table: pd.DataFrame, asked: Mapping[str, Any], records: pd.DataFram
     """The table for readers: mean (median) Dice, with what it is a table of."""
     goal = asked["mode"] if asked["target"] is None else f"{asked['mode']} {asked['target']}"
     lines = [
-        f"Dice of {records['subject'].nunique()} held-out subjects under a universal perturbation ({goal}, "
-        f"{asked['norm']} <= {asked['eps']:g} {asked['units']}) trained on {training['subject'].nunique()} others, mean "
-        "(median); the vulnerability of this network under this threat model.",
+        f"Mean (median) Dice of {records['subject'].nunique()} held-out subjects under a universal perturbation "
+        f"({goal}, {asked['norm']} <= {asked['eps']:g} {asked['units']}) trained on {training['subject'].nunique()} "
+        "others: the vulnerability of this network under this threat model.",
         "",
         "| modality | region | clean | noise | universal | clean, training | universal, training |",
         "|---|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .ablation import ablation_figure
 from .curves import dice_curves
 from .montage import montage
 from .paired import paired_plot, verdict_text
@@ -12,6 +13,7 @@ from .style import save_figure
 __all__ = [
     "LIMITATIONS",
     "AxialView",
+    "ablation_figure",
     "dice_curves",
     "montage",
     "most_changed_slice",

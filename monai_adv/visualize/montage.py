@@ -44,6 +44,7 @@ def montage(
     title: str = "",
     units: str = "std",
     dice: Mapping[str, tuple[float, float]] | None = None,
+    moved_truth: Any = None,
 ) -> Figure:
     """Draw one subject at one axial slice: what the network saw and what it made of it.
 
@@ -68,6 +69,8 @@ def montage(
         title: what stands on top, as a rule subject, attack and budget.
         units: unit of the perturbation's colour scale: ``"std"``, ``"range"`` or ``"absolute"``.
         dice: region -> (Dice on the clean, Dice on the adversarial image) of the whole volume, for the legend.
+        moved_truth: the truth that belongs to the adversarial image, where an attack moved the anatomy; it is drawn
+            over that image instead of ``truth``.
 
     Returns:
         A figure that belongs to no window; save it with `save_figure`.
@@ -95,7 +98,7 @@ def montage(
     sides = [
         (name, masks_of(segmentation, spatial, name), background)
         for name, segmentation, background in (
-            ("ground truth", truth, x),
+            ("ground truth", truth, x) if moved_truth is None else ("ground truth, moved", moved_truth, y),
             ("prediction, clean", prediction, x),
             ("prediction, adversarial", adversarial_prediction, y),
         )

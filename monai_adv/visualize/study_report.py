@@ -18,6 +18,7 @@ from monai_adv.studies.config import StudyConfig
 from monai_adv.studies.records import read_records
 from monai_adv.studies.units import UnitStore, read_json, safe_name, write_json
 from monai_adv.studies.volumes import load_volumes, volumes_path
+from monai_adv.threats import UNITS
 from monai_adv.visualize.curves import dice_curves
 from monai_adv.visualize.montage import montage
 from monai_adv.visualize.paired import paired_plot
@@ -124,7 +125,8 @@ def _montages(folder: Path, records: pd.DataFrame, study: StudyConfig) -> dict[s
             spacing=[float(s) for s in clean["spacing"]],
             affine=clean["affine"],
             title=title,
-            units=str(identity["units"]),
+            units=identity["units"] if identity["units"] in UNITS else "std",
+            moved_truth=None if np.array_equal(attacked["truth"], clean["truth"]) else attacked["truth"],
             dice=_dice_pairs(scored, identity),
         )
         found[f"{title}: the axial slice whose prediction changed most"] = (safe_name(f"montage_{title}"), figure)

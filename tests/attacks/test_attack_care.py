@@ -190,7 +190,8 @@ class Constant(nn.Module):
 def test_no_attack_helps_against_a_constant_model(name, norm):
     image, label = prepared(name, make_image(2)), make_label("softmax", 2)
     result = make_attack(name, norm)(Victim(Constant()), image, label)
-    assert torch.equal(result.score, result.clean_score)
+    if not ATTACKS[name].moves_voxels:  # a moved label has other shares of voxels
+        assert torch.equal(result.score, result.clean_score)
     assert not result.success.any()
     assert (result.prediction == 1).all()
     if name in GRADIENT:

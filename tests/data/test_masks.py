@@ -65,6 +65,7 @@ def test_a_mask_keeps_its_place_in_the_world(grid):
     assert type(found) is torch.Tensor
     assert found.dtype == torch.int64
     assert found.shape == (1, *IMAGE_SHAPE)
+    assert found.unique().tolist() == [0, 2, 3]
     distance = world_distance(IMAGE_AFFINE, IMAGE_SHAPE)
     half = np.linalg.norm(affine[:3, :3], axis=0)
     slack = np.linalg.norm(half) / 2 + 1e-6  # nearest neighbour: half a voxel of the mask's grid

@@ -3,6 +3,7 @@
 from monai_adv.transforms.physics.effect import Effect
 from monai_adv.transforms.physics.geometry import Affine, Deformation, GeometricEffect, jacobian_determinant
 from monai_adv.transforms.physics.intensity import BiasField, Gamma
+from monai_adv.transforms.physics.kspace import Ghosting, Gibbs, KSpaceEffect, Motion
 from monai_adv.transforms.physics.named import (
     PhysicalBiasField,
     PhysicalBiasFieldd,
@@ -23,6 +24,25 @@ from monai_adv.transforms.physics.named_geometry import (
     RandPhysicalDeformation,
     RandPhysicalDeformationd,
 )
+from monai_adv.transforms.physics.named_kspace import (
+    PhysicalGhosting,
+    PhysicalGhostingd,
+    PhysicalGibbs,
+    PhysicalGibbsd,
+    PhysicalMotion,
+    PhysicalMotiond,
+    PhysicalRician,
+    PhysicalRiciand,
+    RandPhysicalGhosting,
+    RandPhysicalGhostingd,
+    RandPhysicalGibbs,
+    RandPhysicalGibbsd,
+    RandPhysicalMotion,
+    RandPhysicalMotiond,
+    RandPhysicalRician,
+    RandPhysicalRiciand,
+)
+from monai_adv.transforms.physics.noise import Rician
 from monai_adv.transforms.physics.transforms import (
     PhysicalTransform,
     PhysicalTransformd,
@@ -30,7 +50,9 @@ from monai_adv.transforms.physics.transforms import (
     RandPhysicalTransformd,
 )
 
-EFFECTS: dict[str, type[Effect]] = {effect.name: effect for effect in (Deformation, Affine, BiasField, Gamma)}
+EFFECTS: dict[str, type[Effect]] = {
+    effect.name: effect for effect in (Deformation, Affine, BiasField, Gamma, Motion, Ghosting, Gibbs, Rician)
+}
 
 __all__ = [
     "EFFECTS",
@@ -40,6 +62,10 @@ __all__ = [
     "Effect",
     "Gamma",
     "GeometricEffect",
+    "Ghosting",
+    "Gibbs",
+    "KSpaceEffect",
+    "Motion",
     "PhysicalAffine",
     "PhysicalAffined",
     "PhysicalBiasField",
@@ -48,6 +74,14 @@ __all__ = [
     "PhysicalDeformationd",
     "PhysicalGamma",
     "PhysicalGammad",
+    "PhysicalGhosting",
+    "PhysicalGhostingd",
+    "PhysicalGibbs",
+    "PhysicalGibbsd",
+    "PhysicalMotion",
+    "PhysicalMotiond",
+    "PhysicalRician",
+    "PhysicalRiciand",
     "PhysicalTransform",
     "PhysicalTransformd",
     "RandPhysicalAffine",
@@ -58,7 +92,16 @@ __all__ = [
     "RandPhysicalDeformationd",
     "RandPhysicalGamma",
     "RandPhysicalGammad",
+    "RandPhysicalGhosting",
+    "RandPhysicalGhostingd",
+    "RandPhysicalGibbs",
+    "RandPhysicalGibbsd",
+    "RandPhysicalMotion",
+    "RandPhysicalMotiond",
+    "RandPhysicalRician",
+    "RandPhysicalRiciand",
     "RandPhysicalTransform",
     "RandPhysicalTransformd",
+    "Rician",
     "jacobian_determinant",
 ]

@@ -124,7 +124,8 @@ def bspline_matrix(size: int, spacing: float, knot_mm: float, like: Tensor) -> T
     """
     if size == 1:
         return like.new_ones(1, 1)
-    intervals = max(1, math.ceil((size - 1) * spacing / knot_mm))
+    # voxel sizes read from single precision affines must not add a knot by their rounding
+    intervals = max(1, math.ceil((size - 1) * spacing / knot_mm - 1e-6))
     position = torch.arange(size, dtype=torch.float64) * (intervals / (size - 1))
     index = position.floor().clamp_max(intervals - 1)
     t = (position - index).unsqueeze(1)

@@ -29,9 +29,11 @@ MODES = {2: "bilinear", 3: "trilinear"}
 class GeometricEffect(Effect):
     """Anatomy moves: ``x'(p) = x(p + u(p))`` with a displacement ``u`` in mm along the image's own axes.
 
-    Images are interpolated linearly, labels take the nearest voxel of the same field. Outside the volume the value of
-    its border goes on, so that a background of 0 stays 0 and a brain that is cut by the border shows no gap. Along an
-    axis of one voxel nothing moves, and it has no parameters: a slice is a volume of depth one.
+    Images are interpolated linearly, labels take the nearest voxel of the same field. Background (exactly 0) moves as a
+    label does and takes no part in the interpolation: otherwise the smallest motion would put a shell of faint voxels
+    around a skull-stripped brain, which pipelines that normalise by the non-zero voxels take for brain. Outside the
+    volume the value of its border goes on, so that a brain that is cut by the border shows no gap. Along an axis of one
+    voxel nothing moves, and it has no parameters: a slice is a volume of depth one.
     """
 
     geometric: ClassVar[bool] = True
@@ -50,7 +52,13 @@ class GeometricEffect(Effect):
         self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float], support: Tensor
     ) -> Tensor:
         parameters = {k: v.to(image) for k, v in parameters.items()}
-        moved = resample(image, self.displacement(parameters, image.shape[2:], spacing), spacing)
+        field = self.displacement(parameters, image.shape[2:], spacing)
+        moved = resample(image, field, spacing)
+        foreground = image != 0
+        if not bool(foreground.all()):
+            share = resample(foreground.to(image), field, spacing)  # weight of the foreground in the interpolation
+            inside = _gather(foreground, _nearest(field.detach(), spacing))
+            moved = torch.where(inside, moved / torch.where(inside, share, 1.0), 0.0)
         still = torch.stack([(v == 0).flatten(1).all(1) for v in parameters.values()]).all(0)
         if not bool(still.any()):
             return moved
@@ -72,12 +80,7 @@ class GeometricEffect(Effect):
         """
         field = self.displacement({k: v.detach() for k, v in parameters.items()}, shape, spacing)
         index = _nearest(field, spacing)
-
-        def warp(label: Tensor) -> Tensor:
-            flat = label.flatten(2)
-            return flat.gather(2, index.to(label.device).unsqueeze(1).expand_as(flat)).view(label.shape)
-
-        return warp
+        return lambda label: _gather(label, index.to(label.device))
 
 
 class Deformation(GeometricEffect):
@@ -223,8 +226,7 @@ class Affine(GeometricEffect):
     def control(self, image: Tensor, spacing: Sequence[float], magnitude: float, generator: Generator) -> Parameters:
         """Every parameter at one of its limits."""
         drawn = self.random(image, spacing, 1.0, generator)
-        limits = {k: magnitude * self._limits[k] for k in drawn}
-        return {k: torch.where(v < 0, -limits[k], limits[k]).to(v) for k, v in drawn.items()}
+        return {k: torch.where(v < 0, -1.0, 1.0).to(v) * (magnitude * self._limits[k]) for k, v in drawn.items()}
 
     def project(self, parameters: Mapping[str, Tensor], magnitude: float) -> Parameters:
         limits = {k: magnitude * self._limits[k] for k in parameters}
@@ -304,6 +306,12 @@ def _nearest(displacement: Tensor, spacing: Sequence[float]) -> Tensor:
     return flat.flatten(1)
 
 
+def _gather(data: Tensor, index: Tensor) -> Tensor:
+    """Voxels ``(B, C, *spatial)`` by their flat index."""
+    flat = data.flatten(2)
+    return flat.gather(2, index.unsqueeze(1).expand_as(flat)).view(data.shape)
+
+
 def _moving(shape: Sequence[int]) -> list[int]:
     """Axes of more than one voxel."""
     return [axis for axis, size in enumerate(shape) if size > 1]
@@ -326,6 +334,8 @@ def _all_axes(field: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _direction(vectors: Tensor) -> Tensor:
     """Vectors ``(B, axes, ...)`` of length one; those of length zero stay."""
+    if not vectors.numel():
+        return vectors
     largest = vectors.abs().amax(1, keepdim=True)  # squares of tiny gradients would vanish
     vectors = vectors / torch.where(largest > 0, largest, 1.0)
     return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1.0)

@@ -1,4 +1,4 @@
-"""Changes of intensity: coil shading, monotone contrast, Rician noise."""
+"""Changes of intensity: coil shading and monotone contrast."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Images are taken as real and so is the reconstruction: what is added to an image is the real part of the inverse
 Fourier transform of the change in k-space, which is defined for z-scored images with negative values too. Axes of one
 voxel are left alone and have no parameters. Space is periodic, as it is for a scanner: what leaves the field of view
-comes in at the other side.
+comes in at the other side. The field of view is the image's, so a volume cropped to the brain has a smaller one than
+the scan had, and ghosts nearer to each other.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
 from torch.utils.checkpoint import checkpoint
 
 from monai_adv.errors import ConfigError
 from monai_adv.transforms.physics.effect import Effect, Parameters, above_zero, draw
+from monai_adv.transforms.physics.geometry import _rotation
 
 
 class KSpaceEffect(Effect):
@@ -40,8 +43,6 @@ class KSpaceEffect(Effect):
         self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float], support: Tensor
     ) -> Tensor:
         axes = self._axes(image)
-        if not axes:
-            return image
         thick = image.reshape(*image.shape[:2], *(image.shape[2 + a] for a in axes))
         parameters = {k: v.to(image) for k, v in parameters.items()}
         added = self.change(thick, parameters, [spacing[a] for a in axes], self._line_axis(image))
@@ -103,7 +104,7 @@ class Motion(KSpaceEffect):
 
     def shapes(self, image: Tensor, spacing: Sequence[float]) -> dict[str, tuple[int, ...]]:
         axes = self._axes(image)
-        poses = (image.shape[1], self._segment_of_line(image).max().item() + 1 if axes else 0)
+        poses = (image.shape[1], int(self._segment_of_line(image).max()) + 1)
         shapes: dict[str, tuple[int, ...]] = {"translation": (*poses, len(axes))}
         if self.rotate and len(axes) > 1:
             shapes["rotation"] = (*poses, 3 if len(axes) == 3 else 1)
@@ -127,8 +128,6 @@ class Motion(KSpaceEffect):
 
     def _still(self, image: Tensor, parameters: Parameters) -> Parameters:
         """The segment of the centre, which never moves, has parameters of 0."""
-        if not self._axes(image):
-            return parameters
         centre = int(self._segment_of_line(image)[0])
         for pose in parameters.values():
             pose[:, :, centre] = 0
@@ -169,14 +168,14 @@ def segment_motion(
     ramp = _phase_ramp(image, shift, spacing, axis)
     change = (ramp - 1) * torch.fft.fftn(image, dim=every)
     if rotation is not None:
-        lines, turned = [], []
+        lines, turned, content = [], [], _content(image)
         for s in range(rotation.shape[2]):
             # a segment costs an interpolation of the whole image, but only its own lines of a Fourier transform
             here = (segment == s).nonzero().flatten()
             angles = rotation[:, :, s]
             if s == still or not len(here) or not (angles.requires_grad or bool(angles.any())):
                 continue
-            arguments = (image, angles, here, spacing, axis)
+            arguments = (image, angles, here, spacing, axis, content)
             if angles.requires_grad and torch.is_grad_enabled():  # the graph keeps angles, not volumes
                 part = checkpoint(_turned_lines, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -204,38 +203,61 @@ def _phase_ramp(image: Tensor, shift: Tensor, spacing: Sequence[float], axis: in
     return ramp
 
 
-def _turned_lines(image: Tensor, angles: Tensor, lines: Tensor, spacing: Sequence[float], axis: int) -> Tensor:
+def _turned_lines(
+    image: Tensor, angles: Tensor, lines: Tensor, spacing: Sequence[float], axis: int, content: Sequence[range]
+) -> Tensor:
     """Lines of the Fourier transform along one axis of what a rotation adds to an image."""
-    added = torch.where(
-        (angles != 0).any(2).view(*angles.shape[:2], *[1] * (image.dim() - 2)),
-        rotated(image, angles, spacing) - image,
-        0.0,  # interpolating at the voxels themselves may round
-    )
+    matrices = _rotation(angles.reshape(-1, angles.shape[2]), image.dim() - 2)
+    box = _reach(matrices.detach(), content, image.shape[2:], spacing)
+    window: tuple[Any, ...] = (..., *(slice(r.start, r.stop) for r in box))
+    crop = image[window]
+    turned = (angles != 0).any(2).view(*angles.shape[:2], *[1] * len(box))
+    # interpolating at the voxels themselves may round, so no angle is left out
+    added = torch.where(turned, _turned(crop, matrices, box, image.shape[2:], spacing) - crop, 0.0)
     size = image.shape[2 + axis]
-    turns = torch.arange(size, device=image.device)[:, None] * lines % size * (2 * math.pi / size)
-    turns = turns.to(image)
+    turns = torch.arange(box[axis].start, box[axis].stop, device=image.device)[:, None] * lines % size
+    phase = turns.to(image) * (2 * math.pi / size)
     last = added.movedim(2 + axis, -1)
-    return torch.complex(last @ turns.cos(), -(last @ turns.sin())).movedim(-1, 2 + axis)
+    seen = torch.complex(last @ phase.cos(), -(last @ phase.sin())).movedim(-1, 2 + axis)
+    margins = [(0, 0) if a == axis else (r.start, n - r.stop) for a, (r, n) in enumerate(zip(box, image.shape[2:]))]
+    return pad(seen, [m for pair in reversed(margins) for m in pair])
 
 
-def rotated(image: Tensor, angles: Tensor, spacing: Sequence[float]) -> Tensor:
-    """Images ``(B, C, *spatial)`` turned about their middle by angles ``(B, C, 3 or 1)`` in degrees; 0 from outside."""
-    dims = image.dim() - 2
-    planes = [(1, 2), (2, 0), (0, 1)] if dims == 3 else [(0, 1)]
-    angles = torch.deg2rad(angles.reshape(-1, len(planes)))
-    turn = torch.eye(dims, dtype=image.dtype, device=image.device).expand(len(angles), dims, dims)
-    for (i, j), angle in zip(planes, angles.unbind(1)):
-        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        rows = [[zero + (r == c) for c in range(dims)] for r in range(dims)]
-        rows[i][i], rows[i][j], rows[j][i], rows[j][j] = cos, -sin, sin, cos
-        turn = torch.stack([torch.stack(row, -1) for row in rows], -2) @ turn
-    # where a voxel comes from, in mm, then in grid_sample's half sizes and reversed axes
-    half = torch.tensor([(n - 1) * s / 2 for n, s in zip(image.shape[2:], spacing)], dtype=image.dtype).to(image.device)
-    source = (turn.transpose(1, 2) * half / half[:, None]).flip((1, 2))
-    theta = torch.cat([source, torch.zeros_like(source[..., :1])], -1)
-    flat = image.reshape(-1, 1, *image.shape[2:])
-    grid = affine_grid(theta, list(flat.shape), align_corners=True)
-    return grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=True).view(image.shape)
+def _turned(
+    crop: Tensor, matrices: Tensor, box: Sequence[range], shape: Sequence[int], spacing: Sequence[float]
+) -> Tensor:
+    """A box of an image, turned about the middle of the whole image; the image is 0 outside the box."""
+    half = crop.new_tensor([(len(r) - 1) * s / 2 for r, s in zip(box, spacing)])
+    middle = crop.new_tensor([(r.start + r[-1] - n + 1) * s / 2 for r, n, s in zip(box, shape, spacing)])
+    inverse = matrices.mT  # where a voxel comes from, in mm, then in grid_sample's half sizes and reversed axes
+    source = (inverse * half / half[:, None]).flip((1, 2))
+    offset = ((inverse @ middle - middle) / half).flip(1)
+    flat = crop.reshape(-1, 1, *crop.shape[2:])
+    grid = affine_grid(torch.cat([source, offset[..., None]], 2), list(flat.shape), align_corners=True)
+    return grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=True).view(crop.shape)
+
+
+def _content(image: Tensor) -> list[range]:
+    """The voxels of each axis that hold all of an image that is not 0, and one more at either side."""
+    filled = (image != 0).flatten(0, 1).any(0)
+    found = []
+    for a, size in enumerate(filled.shape):
+        seen = filled.movedim(a, 0).flatten(1).any(1).nonzero()
+        found.append(range(max(int(seen[0]) - 1, 0), min(int(seen[-1]) + 2, size)) if len(seen) else range(2))
+    return found
+
+
+def _reach(matrices: Tensor, content: Sequence[range], shape: Sequence[int], spacing: Sequence[float]) -> list[range]:
+    """Where the content may come to lie: most of a head's image is background, which needs no interpolation."""
+    middle = [(n - 1) / 2 for n in shape]
+    ends = [((r.start - m) * s, (r[-1] - m) * s) for r, m, s in zip(content, middle, spacing)]
+    corners = matrices.new_tensor(list(product(*ends)))
+    places = torch.cat([corners[None], corners @ matrices.mT]).flatten(0, 1)
+    low, high = places.amin(0).tolist(), places.amax(0).tolist()
+    return [
+        range(max(math.floor(b / s + m), 0), min(math.ceil(t / s + m) + 1, n))
+        for b, t, s, m, n in zip(low, high, spacing, middle, shape)
+    ]
 
 
 # ------------------------------------------------------------------------------------------- ghosting, Gibbs
@@ -243,7 +265,7 @@ class Ghosting(KSpaceEffect):
     """Ghosts along the phase-encoding axis: every so many lines of k-space are weighted by ``1 + a``.
 
     The lines ``k = 1`` modulo the period, counted from the centre, are weighted, so the centre never is. Copies of the
-    image appear at multiples of a ``1 / period`` of the field of view: with a period of 2,
+    image appear at multiples of ``1 / period`` of the field of view: with a period of 2,
     ``x' = x + a (x - x moved by half the field of view) / 2``. Parameter ``ghost``: ``(C, 2)``, real and imaginary
     part of ``a``, inside a disc of the magnitude; ``(C, 1)`` for a period of 2, whose ghost in quadrature does not
     show in a real image.
@@ -273,12 +295,12 @@ class Ghosting(KSpaceEffect):
 
     def control(self, image: Tensor, spacing: Sequence[float], magnitude: float, generator: Generator) -> Parameters:
         shape = (len(image), *self.shapes(image, spacing)["ghost"])
-        return {"ghost": _unit(draw(shape, generator, image, "normal")) * magnitude}
+        return self.project({"ghost": _unit(draw(shape, generator, image, "normal")) * magnitude}, magnitude)
 
     def project(self, parameters: Mapping[str, Tensor], magnitude: float) -> Parameters:
         ghost = parameters["ghost"]
-        outside = ghost.double().norm(dim=2, keepdim=True) > magnitude
-        return {"ghost": torch.where(outside, _unit(ghost) * magnitude, ghost)}
+        inside = magnitude * (1 - 4 * torch.finfo(ghost.dtype).eps)  # rounding leaves none too long
+        return {"ghost": torch.where(ghost.norm(dim=2, keepdim=True) > magnitude, _unit(ghost) * inside, ghost)}
 
     def step(
         self, parameters: Mapping[str, Tensor], gradient: Mapping[str, Tensor], share: float, magnitude: float
@@ -328,8 +350,7 @@ class Gibbs(KSpaceEffect):
     def control(self, image: Tensor, spacing: Sequence[float], magnitude: float, generator: Generator) -> Parameters:
         """Random shares among the axes; the largest of every sequence is at the magnitude."""
         cut = self.random(image, spacing, 1.0, generator)["cut"]
-        largest = cut.amax(2, keepdim=True) if cut.shape[2] else 1.0
-        return self.project({"cut": cut / largest * magnitude}, magnitude)
+        return self.project({"cut": cut / cut.amax(2, keepdim=True) * magnitude}, magnitude)
 
     def project(self, parameters: Mapping[str, Tensor], magnitude: float) -> Parameters:
         return {"cut": parameters["cut"].clamp(0, magnitude)}

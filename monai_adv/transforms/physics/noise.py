@@ -15,10 +15,10 @@ from monai_adv.transforms.physics.effect import Effect, Parameters, draw
 class Rician(Effect):
     """Rician noise of a signal-to-noise ratio: ``x' = |x + s (n1 + i n2)|``, ``s`` the mean signal of the support.
 
-    The magnitude is 1 / SNR: .1 is an SNR of 10. It limits the root mean square of ``n1`` and ``n2`` together, per
-    sequence; noise of exactly 0 is left out of that mean, so that only what may change counts. Parameter ``noise``:
-    ``(C, 2, *spatial)``, the two components in units of the mean signal. Random noise is Gaussian, so the image's is
-    truly Rician; a search keeps the root mean square and gives up the distribution.
+    The magnitude is 1 / SNR: .1 is an SNR of 10. It limits the root mean square of ``n1`` and of ``n2``, the noise of
+    either receiver channel, per sequence; noise of exactly 0 is left out of that mean, so that only what may change
+    counts. Parameter ``noise``: ``(C, 2, *spatial)``, the two components in units of the mean signal. Random noise is
+    Gaussian, so the image's is truly Rician; a search keeps the root mean square and gives up the distribution.
 
     Reference:
         Gudbjartsson and Patz, The Rician distribution of noisy MRI data, MRM 1995.
@@ -61,7 +61,8 @@ class Rician(Effect):
     def project(self, parameters: Mapping[str, Tensor], magnitude: float) -> Parameters:
         noise = parameters["noise"]
         size = root_mean_square(noise)
-        factor = torch.where(size > magnitude, magnitude / size.clamp_min(torch.finfo(size.dtype).tiny), 1.0)
+        inside = magnitude * (1 - 4 * torch.finfo(noise.dtype).eps)  # rounding leaves none too large
+        factor = torch.where(size > magnitude, inside / torch.where(size > 0, size, 1.0), 1.0)
         return {"noise": noise * _wide(factor, noise)}
 
     def step(
@@ -72,23 +73,23 @@ class Rician(Effect):
 
     def size(self, parameters: Mapping[str, Tensor]) -> Tensor:
         noise = parameters["noise"]
-        return root_mean_square(noise).amax(1).to(noise.dtype)
+        return root_mean_square(noise).flatten(1).amax(1).to(noise.dtype)
 
 
 def root_mean_square(noise: Tensor) -> Tensor:
-    """Of the non-zero values of every sequence ``(B, C, ...)``, in float64; 0 if there are none."""
-    axes = tuple(range(2, noise.dim()))
+    """Of the non-zero values of every component ``(B, C, 2, ...)``, ``(B, C, 2)`` in float64; 0 if there are none."""
+    axes = tuple(range(3, noise.dim()))
     count = (noise != 0).sum(axes).clamp_min(1)
     return (noise.square().sum(axes, dtype=torch.float64) / count).sqrt()
 
 
 def _normalised(noise: Tensor) -> Tensor:
-    """Every sequence at a root mean square of 1; 0 stays 0."""
-    peak = noise.abs().flatten(2).amax(2)  # slopes of a saturated network underflow when squared
+    """Every component at a root mean square of 1; 0 stays 0."""
+    peak = noise.abs().flatten(3).amax(3)  # slopes of a saturated network underflow when squared
     noise = noise / _wide(torch.where(peak > 0, peak, 1.0), noise)
     size = root_mean_square(noise)
     return noise / _wide(torch.where(size > 0, size, 1.0), noise)
 
 
 def _wide(values: Tensor, noise: Tensor) -> Tensor:
-    return values.to(noise.dtype).view(*values.shape, *[1] * (noise.dim() - 2))
+    return values.to(noise.dtype).view(*values.shape, *[1] * (noise.dim() - 3))

@@ -44,7 +44,7 @@ class PhysicalTransform(Transform):
         Raises:
             ConfigError: if the parameters do not fit the image.
         """
-        image = plain(img)[None]
+        image = batch_of_one(img)
         spacing = voxel_size(img)
         parameters = self.fitted(image, spacing)
         mask = image != 0 if support is None else plain(support)[None].bool().expand(image.shape)
@@ -53,8 +53,8 @@ class PhysicalTransform(Transform):
     def warp_label(self, label: Tensor, image: Tensor) -> Tensor:
         """A label ``(K, *spatial)`` moved as the image ``(C, *spatial)`` is, by nearest neighbour."""
         spacing = voxel_size(image)
-        parameters = self.fitted(plain(image)[None], spacing)
-        return like(self.effect.warp_label(plain(label)[None], parameters, spacing)[0], label)
+        parameters = self.fitted(batch_of_one(image), spacing)
+        return _warp_label(self.effect, label, image, parameters, spacing)
 
     def fitted(self, image: Tensor, spacing: Sequence[float]) -> dict[str, Tensor]:
         """The parameters as a batch of one on the image's device, checked against it."""
@@ -91,6 +91,13 @@ class RandPhysicalTransform(RandomizableTransform):
 
     def __init__(self, prob: float = 0.1, magnitude: float | tuple[float, float] | None = None, **options: Any) -> None:
         RandomizableTransform.__init__(self, prob)
+        known = effect_options(self.effect_class)
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"{type(self).__name__} has no option {', '.join(unknown)}: "
+                f"it takes {', '.join(['prob', 'magnitude', *known])}"
+            )
         self.effect = self.effect_class(**options)
         high = self.effect_class.default_magnitude if magnitude is None else magnitude
         low, high = high if isinstance(high, (tuple, list)) else (high, high)
@@ -107,7 +114,7 @@ class RandPhysicalTransform(RandomizableTransform):
             return
         magnitude = float(self.R.uniform(*self.magnitude))
         generator = Generator().manual_seed(int(self.R.randint(2**31 - 1)))
-        drawn = self.effect.random(plain(image)[None], voxel_size(image), magnitude, generator)
+        drawn = self.effect.random(batch_of_one(image), voxel_size(image), magnitude, generator)
         self.parameters = {k: v[0] for k, v in drawn.items()}
 
     def __call__(self, img: Tensor, support: Tensor | None = None, randomize: bool = True) -> Tensor:
@@ -116,7 +123,7 @@ class RandPhysicalTransform(RandomizableTransform):
             self.randomize(img)
         if self.parameters is None:
             return img
-        image, spacing = plain(img)[None], voxel_size(img)
+        image, spacing = batch_of_one(img), voxel_size(img)
         mask = image != 0 if support is None else plain(support)[None].bool().expand(image.shape)
         batch = {k: v[None] for k, v in self.parameters.items()}
         return like(self.effect.apply(image, batch, spacing, mask)[0], img)
@@ -126,7 +133,7 @@ class RandPhysicalTransform(RandomizableTransform):
         if self.parameters is None:
             return label
         batch = {k: v[None] for k, v in self.parameters.items()}
-        return like(self.effect.warp_label(plain(label)[None], batch, voxel_size(image))[0], label)
+        return _warp_label(self.effect, label, image, batch, voxel_size(image))
 
 
 class PhysicalTransformd(MapTransform):
@@ -217,7 +224,7 @@ def effect_options(effect: type[Effect]) -> list[str]:
 
 def voxel_size(image: Tensor) -> tuple[float, ...]:
     """Voxel size of ``(C, *spatial)`` in mm from a MetaTensor's affine, else 1."""
-    dims = image.dim() - 1
+    dims = len(image.shape) - 1
     if not isinstance(image, MetaTensor):
         return (1.0,) * dims
     affine = torch.as_tensor(image.affine).double()[:dims, :dims]
@@ -229,11 +236,27 @@ def plain(data: Any) -> Tensor:
     return data.as_tensor() if isinstance(data, MetaTensor) else torch.as_tensor(data)
 
 
+def batch_of_one(image: Any) -> Tensor:
+    """An image ``(C, *spatial)`` as a floating point batch; whole numbers, as scanners store them, become float32."""
+    data = plain(image)
+    return (data if data.is_floating_point() else data.float())[None]
+
+
 def like(data: Tensor, given: Any) -> Tensor:
     """The data as a MetaTensor if that was given, with its affine and trail."""
     if isinstance(given, MetaTensor):
         return MetaTensor(data, meta=given.meta, applied_operations=given.applied_operations)
     return data
+
+
+def _warp_label(
+    effect: Effect, label: Tensor, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float]
+) -> Tensor:
+    if label.shape[1:] != image.shape[1:]:
+        raise ConfigError(
+            f"a label {tuple(label.shape)} cannot move with an image {tuple(image.shape)}: they need one grid"
+        )
+    return like(effect.warp_label(plain(label)[None], parameters, spacing)[0], label)
 
 
 def _keys(keys: KeysCollection) -> tuple[Hashable, ...]:
