@@ -93,6 +93,10 @@ TRAITS: dict[str, Trait] = {
     "affine": Trait(
         {"steps": 2}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False
     ),
+    "dag": Trait({"steps": 2}, without_chance={"adversarial": "runner_up"}, draws=True, uses_budget=False),
+    "fmn": Trait({"steps": 3}, uses_budget=False, best=False),
+    "alma_prox": Trait({"steps": 3}, uses_budget=False, best=False),
+    "minimal": Trait({"attack": {"name": "ifgsm", "steps": 2}, "start": 0.1}, uses_budget=False, best=False),
     "vafa": Trait({"steps": 2, "block": 4}),
     "square": Trait({"queries": 4}, without_chance=None, draws=True, gradient=False, flat=False),
     "transfer": Trait(

@@ -3,9 +3,12 @@
 from monai_adv.attacks.auto import APGD, SEA
 from monai_adv.attacks.base import Attack
 from monai_adv.attacks.black_box import Square, Transfer
+from monai_adv.attacks.dense import DAG
 from monai_adv.attacks.ensemble import Ensemble
 from monai_adv.attacks.frequency import VAFA
 from monai_adv.attacks.mask import ASM, ASMA, SSM, target_accuracy, target_iou
+from monai_adv.attacks.minimal import Minimal
+from monai_adv.attacks.minimum_norm import FMN, ALMAProx
 from monai_adv.attacks.momentum import MIFGSM
 from monai_adv.attacks.registry import ATTACKS, attack_class, available, build, create, option_defaults, option_names
 from monai_adv.attacks.result import AttackResult, Cost
@@ -17,8 +20,11 @@ from monai_adv.attacks.universal_training import fit_universal
 
 __all__ = [
     "APGD",
+    "DAG",
+    "FMN",
     "MIFGSM",
     "SEA",
+    "ALMAProx",
     "CosPGD",
     "Ensemble",
     "SegPGD",
@@ -34,6 +40,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Cost",
+    "Minimal",
     "Noise",
     "Run",
     "SSM",

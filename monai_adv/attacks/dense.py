@@ -91,8 +91,7 @@ class DAG(Attack):
             if step:  # the clean image is no result, however wrong its prediction is
                 share = fooled_share(run, run.head.predict(torch.stack(seen).mean(0)), counted)
                 stopped = [
-                    step if at is None and reached else at
-                    for at, reached in zip(stopped, (share >= self.nu).tolist())
+                    step if at is None and reached else at for at, reached in zip(stopped, (share >= self.nu).tolist())
                 ]
             seen.clear()
             if step == self.steps or all(at is not None for at in stopped):

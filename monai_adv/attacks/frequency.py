@@ -231,7 +231,7 @@ def _voxels(run: Run) -> Tensor:
     if run.weight is None:
         return run.clean.new_full((len(run.clean),), float(run.clean[0, 0].numel())).view(flat)
     counted = run.weight.to(run.clean.dtype).flatten(1).sum(1)
-    return torch.full_like(counted, float(run.clean[0,0].numel())).view(flat)
+    return torch.where(counted > 0, counted, torch.ones_like(counted)).view(flat)
 
 
 def _is_number(value: Any) -> bool:

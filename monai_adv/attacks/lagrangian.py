@@ -12,8 +12,8 @@ _TOLERANCE = 1e-4  # a margin of exactly 0 is a tie, not a success
 _TAU, _GAMMA, _EVERY = 0.95, 2.0, 10  # a constraint that shrank by less in so many steps has its penalty multiplied
 _ALPHA = 0.8  # memory of the moving averages
 _SCALES, _SCALE_RATE = (0.1, 1.0), 0.02  # of the constraints
-_MULTIPLIERS = (1e-12, 1.0)
-_DECAY=1.0
+_MULTIPLIERS = (1e-12, 100.0)
+_DECAY = 0.5  # share of the steps after which all of the hardest voxels are left out
 _LARGEST_RHO = 1e6  # ours: so that no float overflows in a long search
 
 
@@ -45,7 +45,7 @@ class Lagrangian:
 
     The constraint is the logit margin; with three classes or more it is divided by the distance of the first to the
     third logit (as in DLR, the divisor without a gradient), which makes it free of the logits' scale. The hardest
-    voxels are left out, from none at the first step to ``1 - nu`` at the last.
+    voxels are left out, from none at the first step to ``1 - nu`` from the middle of the search on.
 
     Args:
         run: the attack on a batch.
@@ -84,7 +84,7 @@ class Lagrangian:
         self._scale = (self._scale / rate).clamp(*_SCALES)
         constraint = self.constraint(logits)
         left_out = (1 - self.nu) * min(1.0, step / max(1, _DECAY * self.steps))
-        self.kept = without_hardest(constraint, self.counted, left_out)
+        self.kept = without_hardest(resistance(self.run, logits), self.counted, left_out)
         self._was_fooled |= fooled(self.run, self.run.head.predict(logits))
         if step == 0:
             self._before = constraint

@@ -13,7 +13,6 @@ from monai_adv.attacks.counted import (
     check_region,
     check_share,
     counted_voxels,
-    fooled,
     fooled_share,
     resistance,
     without_hardest,
@@ -24,11 +23,12 @@ from monai_adv.errors import ConfigError
 from monai_adv.losses import Margin
 from monai_adv.threats import Ball, LInfBall, Threat
 
-_MEMORY = 0.8  # ALMAProx: of the moving average of the squared gradient
-_REDUCTION = 0.1  # ALMAProx: last step size over the first
-_GROWTH = 16.0  # ALMAProx: largest step size over the first, for samples without a success in half of the steps
-BOOST=10.
-_RATIO = 100.0  # ALMAProx
+# of ALMAProx
+_MEMORY = 0.8  # of the moving average of the squared gradient
+_REDUCTION = 0.1  # last step size over the largest
+_GROWTH = 16.0  # largest step size over the first, for samples without a success in half of the steps
+_NORM = 0.01  # first weight of the norm over the sum of the violations it has to yield to
+_HARDER, _SOFTER = 1.2, 1.5  # that weight grows at every success and falls, after the first, at every failure
 
 
 class MinimumNorm(Attack):
@@ -90,9 +90,11 @@ class MinimumNorm(Attack):
         among = torch.where(met, -run.ball.size(image).to(score), score if self.targeted else -score)
         return torch.stack([met.to(score), among, fooled_share(run, prediction, self._counted(run)).to(score)], dim=1)
 
-    def _report(self, run: Run, best: Tensor) -> None:
-        """Details of the result from the smallest successful size of every sample (infinite without one)."""
-        run.details["size"] = [size if math.isfinite(size) else None for size in best.tolist()]
+    def _report(self, run: Run) -> None:
+        """Details of the result."""
+        met = self._met(run, run.best_prediction, run.score(run.best_prediction)).tolist()
+        sizes = run.ball.size(run.best_image).tolist()
+        run.details["size"] = [size if reached else None for size, reached in zip(sizes, met)]
         run.details["fooled"] = fooled_share(run, run.best_prediction, self._counted(run)).tolist()
 
 
@@ -179,7 +181,7 @@ class FMN(MinimumNorm):
             radius = torch.where(met, shrunk, torch.where(found, radius * (1 + rate), ahead))
             share = self.step_size * (0.01 + 0.99 * cosine)
             image = _within(ball, image + _steepest(ball, gradient, share * radius), radius)
-        self._report(run, best)
+        self._report(run)
 
     def _margins(self, run: Run, logits: Tensor, counted: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The voxels that are pushed, and all margins."""
@@ -187,9 +189,7 @@ class FMN(MinimumNorm):
         left_out = (1 - self.nu) * min(1.0, 2 * step / self.steps)
         return without_hardest(margins.detach(), counted, left_out), margins
 
-    def _distance(
-        self, run: Run, logits: Tensor, gradient: Tensor, counted: Tensor, size: Tensor, step: int
-    ) -> Tensor:
+    def _distance(self, run: Run, logits: Tensor, gradient: Tensor, counted: Tensor, size: Tensor, step: int) -> Tensor:
         """First-order distance to where the remaining margins are gone, in units, ``(B,)``."""
         kept, margins = self._margins(run, logits, counted, step)
         remaining = torch.where(kept, margins.clamp_min(0), torch.zeros_like(margins)).double().flatten(1).sum(1)
@@ -207,10 +207,12 @@ class ALMAProx(MinimumNorm):
     (:func:`monai_adv.attacks.lagrangian.penalty`), and the norm, which has no useful gradient, is made small by its
     proximity operator. The ``1 - nu`` hardest voxels are left out.
 
-    The paper's are the L-inf norm, penalty, masks, scaled margins, moving averages, the diagonal metric and the
-    decaying step. Ours are: the derivative of the penalty at 0 is the multiplier; a divisor of the margin without a
-    gradient, and plain margins for two classes and for bits; the L2 norm, with one metric per sample; sizes counted in
-    first-order distances of the clean image to the boundary, which needs no scale; the criterion "dice".
+    The paper's are the L-inf norm, penalty, mask, scaled margins, moving averages, the diagonal metric and the decaying
+    step. Ours are: the derivative of the penalty at 0 is the multiplier; the divisor of the margin has no gradient, and
+    margins of two classes and of bits are plain; the hardest voxels are those of the largest plain margin, all of them
+    left out after half of the steps; the L2 norm; sizes counted in first-order distances of the clean image to the
+    boundary, which needs no scale, and steps that grow until there is a success; a weight of the norm that grows at
+    successes and falls at failures, so that 200 steps do where the paper takes 500; the criterion "dice".
 
     Reference:
         Rony et al., Proximal splitting adversarial attacks for semantic segmentation, CVPR 2023.
@@ -222,7 +224,8 @@ class ALMAProx(MinimumNorm):
         nu: share of the counted voxels that has to be fooled (or, under "dice", that the penalties aim at), in (0, 1].
         region: counted voxels, "lesion" or "all".
         dilation: the lesion grows by so many mm.
-        step_size: first step in the threat's units; None is a tenth of the first-order distance to the boundary.
+        step_size: first step in the threat's units; None is a tenth of the first-order distance to the boundary. It grows
+            up to sixteen-fold until the criterion is first reached, at most for half of the steps.
         **options: see :class:`Attack`.
     """
 
@@ -277,6 +280,7 @@ class ALMAProx(MinimumNorm):
                 break
             if step == 0:
                 unit, pull = self._scales(run, gradient, state)
+            pull = torch.where(met, pull * _HARDER, torch.where(best.isfinite(), pull / _SOFTER, pull))
             tangent = _REDUCTION / (1 - _REDUCTION) * (self.steps - turned)
             rate = (self.step_size or 0.1 * unit) / unit * tangent / ((step - turned).clamp_min(0) + tangent)
             rate = rate * _GROWTH ** (turned.clamp_max(step) / max(1, self.steps // 2))
@@ -286,9 +290,9 @@ class ALMAProx(MinimumNorm):
             u = u - _per_sample(rate, u) * gradient / metric
             image = ball.project(ball.clean + u * _per_sample(unit, u) * ball.scale)
             u = (image - ball.clean) / _per_sample(unit, u) / scale
-            u = prox(u, rate * torch.where(best.isfinite(), BOOST * pull, pull), metric)
+            u = prox(u, rate * pull, metric)
             image = ball.project(ball.clean + u * _per_sample(unit, u) * ball.scale)
-        self._report(run, best)
+        self._report(run)
 
     def _scales(self, run: Run, gradient: Tensor, state: Lagrangian) -> tuple[Tensor, Tensor]:
         """First-order distance of the clean image to the boundary in units, and the weight of the norm, ``(B,)``."""
@@ -297,7 +301,7 @@ class ALMAProx(MinimumNorm):
         dual = _dual_norm(run.ball, gradient)
         reachable = (dual > 0) & (remaining > 0)
         unit = torch.where(reachable, remaining / dual.clamp_min(torch.finfo(dual.dtype).tiny), 1.0)
-        return unit, torch.where(reachable, remaining / _RATIO, 1.0)
+        return unit, torch.where(reachable, remaining * _NORM, 1.0)
 
 
 def _between(name: str, value: float, low: float, high: float) -> float:

@@ -89,8 +89,11 @@ class PhysicalAttack(Attack):
             image, restart=restart, warp=self._warp(run, parameters), parameters=parameters
         )  # fmt: skip
         slopes = torch.autograd.grad(image, list(leaves.values()), gradient)
-        share = self.step_size if self.step_size is not None else min(1.0, 2.5 / self.steps)
-        return self._free(run, self.effect.step(parameters, dict(zip(leaves, slopes)), share, magnitude))
+        return self._free(run, self.effect.step(parameters, dict(zip(leaves, slopes)), self._share(), magnitude))
+
+    def _share(self) -> float:
+        """Length of a step as a share of the magnitude."""
+        return self.step_size if self.step_size is not None else min(1.0, 2.5 / self.steps)
 
     def _image(self, run: Run, parameters: Parameters) -> Tensor:
         changed = self.effect.apply(run.clean, parameters, run.spacing, run.ball.mask)

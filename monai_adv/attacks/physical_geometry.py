@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from monai_adv.attacks.physical import PhysicalAttack
@@ -12,11 +13,19 @@ from monai_adv.attacks.run import Run
 from monai_adv.threats import Threat
 from monai_adv.transforms.physics import Affine, Deformation, Effect
 from monai_adv.transforms.physics.effect import Parameters
-from monai_adv.transforms.physics.geometry import GeometricEffect, jacobian_determinant
+from monai_adv.transforms.physics.geometry import (
+    GeometricEffect,
+    jacobian,
+    jacobian_determinant,
+    spatial_gradient,
+)
 
 
 class GeometricAttack(PhysicalAttack):
     """Moves image, label, target and weight together; what it found is scored against ``result.label``.
+
+    The gradient is that of image and label together. With the label held still, every motion of a well segmented
+    lesion looks like progress, although its truth moves along: the search would mostly chase that.
 
     All modalities move together and voxels come from anywhere, so the threat's ``channels`` and ``support`` do not
     apply; bounds do.
@@ -27,6 +36,39 @@ class GeometricAttack(PhysicalAttack):
 
     def _warp(self, run: Run, parameters: Parameters) -> Callable[[Tensor], Tensor]:
         return self.effect.label_warp(run.clean.shape[2:], parameters, run.spacing)
+
+    def _step(self, run: Run, parameters: Parameters, magnitude: float, restart: int) -> Parameters:
+        leaves = {k: v.detach().requires_grad_(True) for k, v in parameters.items()}
+        warp = self._warp(run, parameters)
+        pulls: list[Tensor] = []
+
+        def objective(logits: Tensor) -> Tensor:
+            if logits.requires_grad:
+                logits.register_hook(lambda slope: pulls.append(_pull(logits.detach(), slope, run.spacing)))
+            return run._objective(logits, None, warp)
+
+        with torch.enable_grad():
+            image = self._image(run, leaves)
+            field = self.effect.displacement(leaves, run.clean.shape[2:], run.spacing)
+        gradient = run.gradient(image, loss=objective, restart=restart, warp=warp, parameters=parameters)
+        # moving the label's source by du moves the label by (I + grad u)^-1 du
+        pull = torch.stack(pulls).sum(0).movedim(1, -1).unsqueeze(-1)
+        pull = torch.linalg.solve(jacobian(field.detach(), run.spacing).mT, pull).squeeze(-1).movedim(-1, 1)
+        slopes = torch.autograd.grad([image, field], list(leaves.values()), [gradient, pull])
+        return self.effect.step(parameters, dict(zip(leaves, slopes)), self._share(), magnitude)
+
+
+def _pull(logits: Tensor, slope: Tensor, spacing: Sequence[float]) -> Tensor:
+    """Change of the objective per mm by which the label (target, weight) moves over the logits, ``(B, dims, ...)``.
+
+    For the objective, a label taken from ``p + w`` is as good as logits taken from ``p - w``.
+
+    Args:
+        logits: ``(B, K, *spatial)``.
+        slope: derivative of the objective in the logits.
+        spacing: voxel size in mm.
+    """
+    return torch.stack([-(slope * change).sum(1) for change in spatial_gradient(logits, spacing)], dim=1)
 
 
 class DeformationAttack(GeometricAttack):

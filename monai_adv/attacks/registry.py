@@ -9,9 +9,12 @@ from typing import Any
 from monai_adv.attacks.auto import APGD, SEA
 from monai_adv.attacks.base import Attack
 from monai_adv.attacks.black_box import Square, Transfer
+from monai_adv.attacks.dense import DAG
 from monai_adv.attacks.ensemble import Ensemble
 from monai_adv.attacks.frequency import VAFA
 from monai_adv.attacks.mask import ASM, ASMA, SSM
+from monai_adv.attacks.minimal import Minimal
+from monai_adv.attacks.minimum_norm import FMN, ALMAProx
 from monai_adv.attacks.momentum import MIFGSM
 from monai_adv.attacks.segmentation import CosPGD, SegPGD
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
@@ -23,7 +26,7 @@ from monai_adv.errors import ConfigError
 from monai_adv.threats import Threat, create_threat
 
 ATTACKS: dict[str, type[Attack]] = {
-    cls.name: cls for cls in (Universal, Noise, FGSM, IFGSM, TargetedIFGSM, PGD, MIFGSM, SegPGD, CosPGD, APGD, SEA, Ensemble, SSM, ASM, ASMA, VAFA, Square, Transfer, BiasFieldAttack, GammaAttack, DeformationAttack, AffineAttack, MotionAttack, GhostingAttack, GibbsAttack, RicianAttack)
+    cls.name: cls for cls in (Universal, Noise, FGSM, IFGSM, TargetedIFGSM, PGD, MIFGSM, SegPGD, CosPGD, APGD, SEA, Ensemble, SSM, ASM, ASMA, DAG, FMN, ALMAProx, Minimal, VAFA, Square, Transfer, BiasFieldAttack, GammaAttack, DeformationAttack, AffineAttack, MotionAttack, GhostingAttack, GibbsAttack, RicianAttack)
 }
 
 

@@ -34,18 +34,29 @@ def _correct(logits: Tensor, label: Tensor, head: Head) -> Tensor:
 
 def _balance(logits: Tensor, label: Tensor, head: Head, weight: Tensor | None) -> Tensor:
     """n / (classes present * voxels of the voxel's class) per sample, so that the weights of a sample sum to n."""
-    counted = torch.ones_like(logits[:, :1]) if weight is None else weight.to(logits.dtype)
-    truth = head.encode(label, logits)
+    label = head.check_label(label, logits)
+    counted = None if weight is None else weight.double().expand(len(label), *weight.shape[1:])
     if head.exclusive:
-        voxels = (truth * counted).flatten(2).double().sum(2)
-    else:  # two classes per channel: bits of 1 and of 0
-        truth = torch.stack([truth, 1 - truth], dim=2)
-        voxels = (truth * counted.unsqueeze(2)).flatten(3).double().sum(3)
+        voxels = torch.stack(
+            [
+                torch.bincount(y.flatten(), None if counted is None else counted[b].flatten(), logits.shape[1]).double()
+                for b, y in enumerate(label)
+            ]
+        )
+        return torch.stack([share[y] for share, y in zip(_shares(voxels).to(logits.dtype), label)])
+    # two classes per channel: bits of 0 and of 1
+    counted = torch.ones_like(label[:, :1], dtype=torch.float64) if counted is None else counted
+    voxels = torch.stack([(bits * counted).flatten(2).sum(2) for bits in (~label, label)], dim=2)
+    shares = _shares(voxels).to(logits.dtype)
+    shares = shares.view(*shares.shape, *[1] * (label.dim() - 2))
+    return torch.where(label, shares[:, :, 1], shares[:, :, 0])
+
+
+def _shares(voxels: Tensor) -> Tensor:
+    """Weight of a voxel of each class from the voxels per class ``(..., classes)``; 0 for an absent class."""
     present = (voxels > 0).sum(-1, keepdim=True).clamp_min(1)
-    share = voxels.sum(-1, keepdim=True) / (present * voxels.clamp_min(1e-12))
-    share = torch.where(voxels > 0, share, torch.zeros_like(share)).to(logits.dtype)
-    share = share.view(*share.shape, *[1] * (truth.dim() - share.dim()))
-    return (truth * share).sum(1 if head.exclusive else 2, keepdim=head.exclusive)
+    share = voxels.sum(-1, keepdim=True) / (present * voxels)
+    return torch.where(voxels > 0, share, torch.zeros_like(share))
 
 
 class Tracked(AttackLoss):
@@ -213,9 +224,10 @@ def _on_sphere(logits: Tensor, label: Tensor, head: Head) -> Tensor:
     if not head.exclusive:
         true = logits * (2 * head.encode(label, logits) - 1)
         return true / torch.hypot(true, torch.ones_like(true))
-    length = torch.linalg.vector_norm(logits, dim=1, keepdim=True)
-    true = logits.gather(1, head.check_label(label, logits))
-    return torch.where(length > _NO_DIRECTION, true / length.clamp_min(_NO_DIRECTION), torch.zeros_like(true))
+    # 30 times faster than a norm over the channels; clamped, so that its root has a gradient
+    squares = logits.square().sum(1, keepdim=True).clamp_min(_NO_DIRECTION**2)
+    true = logits.gather(1, head.check_label(label, logits)) / squares.sqrt()
+    return torch.where(squares > _NO_DIRECTION**2, true, torch.zeros_like(true))
 
 
 @dataclass(frozen=True)
@@ -271,7 +283,7 @@ def _cosine(logits: Tensor, label: Tensor, head: Head) -> Tensor:
         true, false = torch.sigmoid(logits * sign), torch.sigmoid(-logits * sign)
         return true / torch.hypot(true, false)
     p = torch.softmax(logits, dim=1)
-    return p.gather(1, head.check_label(label, logits)) / torch.linalg.vector_norm(p, dim=1, keepdim=True)
+    return p.gather(1, head.check_label(label, logits)) / p.square().sum(1, keepdim=True).sqrt()
 
 
 LOSSES.update(

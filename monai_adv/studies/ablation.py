@@ -199,7 +199,8 @@ def _one(
         rule, mask = _next(case, items, victim)
     elif isinstance(rule, Mapping) and set(rule) & {"subject", "file"}:
         mask = cases.target_mask(rule, case, items, head)
-    target = make_target(rule if mask is None else mask, label, logits, head, spacing=case.spacing)
+    brain = (image != 0).any(1, keepdim=True)
+    target = make_target(rule if mask is None else mask, label, logits, head, spacing=case.spacing, support=brain)
     clean = head.predict(logits)
     done = Ablated(case.subject)
     if snapshots:
@@ -338,7 +339,7 @@ def _document(table: pd.DataFrame) -> str:
             "## Published on other data",
             "",
             "Ozbulak et al. 2019: 2D images in [0, 1], other networks, 2,501 iterations of the paper mode. The norms "
-            "have other units and do not compare; the order of the methods does.",
+            "have other units; only the order of the methods can be compared.",
             "",
             markdown([["method", *columns][i] for i in shown], [[row[i] for i in shown] for row in quoted]),
         ]

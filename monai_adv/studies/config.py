@@ -217,10 +217,12 @@ class StudyConfig(_Strict):
         return max(entry.eps(self.budgets.eps))
 
     def fingerprint(self) -> str:
-        """Hash of what decides the result of a unit; not title, output, figures, or which subjects are taken."""
-        content = self.model_dump(
-            mode="json", include={"data", "victims", "attacks", "budgets", "seed"}, exclude_defaults=True
-        )
+        """Hash of what a run folder is about: data, victims and seed.
+
+        Not title, output or figures; and not which subjects, attacks and budgets are taken, so that a study can grow
+        in its folder (the key of every unit holds them, and the tables show what the study names).
+        """
+        content = self.model_dump(mode="json", include={"data", "victims", "seed"}, exclude_defaults=True)
         content["data"] = {k: v for k, v in content["data"].items() if k not in ("subjects", "every")}
         content["data"]["root"] = str(self.data.root.resolve())
         for entry, victim in zip(content["victims"], self.victims):

@@ -205,7 +205,7 @@ def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], dict[str, dict[s
     before = read_json(setup)
     if before is not None and before.get("fingerprint") != content["fingerprint"]:
         raise ConfigError(
-            f"{study.output} holds the results of a different study (data, victims, attacks, budgets or seed differ); "
+            f"{study.output} holds the results of a different study (data, victims or seed differ); "
             "give this one another output folder, or remove that folder"
         )
     write_json(setup, content)

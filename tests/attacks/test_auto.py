@@ -15,6 +15,7 @@ from monai_adv import attacks
 from monai_adv.attacks import APGD, SEA
 from monai_adv.attacks.auto import checkpoints
 from monai_adv.errors import ConfigError
+from monai_adv.losses import LOSSES as NAMED_LOSSES
 from monai_adv.losses import CrossEntropy, as_loss
 from monai_adv.threats import L2, LInf
 from monai_adv.victims import Victim
@@ -132,18 +133,19 @@ def by_the_paper(victim, image, label, ball, steps: int, rho: float = 0.75) -> l
     return fs
 
 
+@pytest.mark.parametrize("rho", [0.75, 0.0])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", ["smooth", "linear"])
-def test_the_iterates_are_those_of_the_paper(kind, norm):
-    """For a batch whose members shrink their steps at different times."""
+def test_the_iterates_are_those_of_the_paper(kind, norm, rho):
+    """For a batch whose members shrink their steps at different times; with rho 0 only where nothing improves."""
     victim, image, label = make_victim(kind), make_image(3), make_label("softmax", 3)
     image = image * torch.tensor([1.0, 0.1, 10]).view(3, 1, 1, 1, 1)
-    attack = create("apgd", norm, eps=2 * EPS[norm], steps=40, loss="ce", random_start=False)
+    attack = create("apgd", norm, eps=2 * EPS[norm], steps=40, loss="ce", rho=rho, random_start=False)
     trace = attack(victim, image, label).trace
     assert len(trace) == 41
     victim.network.eval()
     expected = [
-        by_the_paper(victim, image[b : b + 1], label[b : b + 1], attack.threat.bind(image[b : b + 1]), 40)
+        by_the_paper(victim, image[b : b + 1], label[b : b + 1], attack.threat.bind(image[b : b + 1]), 40, rho)
         for b in range(3)
     ]
     found = torch.stack([entry["loss"] for entry in trace], dim=1)
@@ -172,6 +174,32 @@ def test_the_result_is_the_best_by_the_metric():
     assert torch.equal(result.score, scores.amin(0))
     assert (losses.argmax(0) + 1 != result.best_step).any()  # not simply the highest loss
     assert (result.best_step > 0).all()  # the clean image is no candidate
+
+
+class Helpful(CrossEntropy):
+    """An attack that makes the segmentation better: the clean image would be its best iterate."""
+
+    def __call__(self, logits, label, head, weight=None):
+        return -super().__call__(logits, label, head, weight)
+
+
+def test_the_clean_image_is_no_result():
+    victim, image, label = binary(), make_image(2), binary_label(2)
+    for start in (False, True):
+        result = create("apgd", "linf", loss=Helpful(), random_start=start)(victim, image, label)
+        assert (result.best_step >= 1).all()
+        assert (result.score > result.clean_score).all()
+
+
+def test_no_stage_of_sea_begins_at_the_clean_image_again(monkeypatch):
+    monkeypatch.setitem(NAMED_LOSSES, "helpful", Helpful)
+    victim, image, label = binary(), make_image(2), binary_label(2)
+    seen = []
+    victim.preprocessing = lambda x: seen.append(x.detach().clone()) or x
+    result = create("sea", "linf", steps=8, losses=["helpful"], random_start=False)(victim, image, label)
+    assert torch.equal(seen[1], image)
+    assert all((x != image).flatten(1).any(1).all() for x in seen[2:])
+    assert (result.score > result.clean_score).all()
 
 
 def test_apgd_is_not_weaker_than_one_step_or_pgd():

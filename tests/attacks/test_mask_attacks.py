@@ -182,7 +182,16 @@ def test_the_first_step_has_the_stated_size_and_its_scale_is_reported(name, thre
     torch.testing.assert_close(step, scale * raw)
 
 
-def test_the_scale_is_set_once():
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scale_is_set_once(name):
+    """The scale of five steps is that of the first; the later gradients have other peaks."""
+    victim, image, label = make_victim("smooth"), make_image(2), make_label("softmax", 2)
+    first, fifth = (attacks.create(name, steps=n, bounds=None)(victim, image, label).details for n in (1, 5))
+    assert first["scale"] == fifth["scale"]
+    assert first["scale"][0] != first["scale"][1]
+
+
+def test_a_step_that_reaches_nothing_is_repeated():
     """The gradient of a linear model does not change while a voxel is wrong, nor does the step."""
     victim = linear([[0.5, 0.1], [-1.0, 0.2]], [-30.0, 0.0], BINARY)
     image = torch.tensor([1.0, 2.0], dtype=torch.float64).view(1, 2, 1, 1, 1)

@@ -14,13 +14,14 @@ from monai_adv import attacks, transforms
 from monai_adv.attacks import ATTACKS
 from monai_adv.attacks.physical import PhysicalAttack
 from monai_adv.errors import ConfigError
-from monai_adv.losses import target_agreement
+from monai_adv.losses import CrossEntropy, target_agreement
 from monai_adv.transforms.physics import EFFECTS
 from monai_adv.victims import Head, Victim, mean_dice
 
 NAMES = [name for name, kind in ATTACKS.items() if issubclass(kind, PhysicalAttack)]
 MOVING = [name for name in NAMES if EFFECTS[name].geometric]
 STILL = [name for name in NAMES if not EFFECTS[name].geometric]
+LESION = Head("softmax", {"lesion": (1,)})
 AFFINE = torch.diag(torch.tensor([2.0, 1, 3, 1], dtype=F64))
 
 named = pytest.mark.parametrize("name", NAMES)
@@ -102,18 +103,27 @@ def test_the_control_is_random_and_uses_the_whole_magnitude(name):
     assert torch.equal(worst.score, torch.stack([entry["score"] for entry in worst.trace]).amin(0))
 
 
+class Shaded(nn.Module):
+    """A threshold on the mean modality that depends on the place, so that every change matters somewhere."""
+
+    def forward(self, x):
+        gain = torch.linspace(0.5, 1.5, x.shape[-1], dtype=x.dtype)
+        bright = 8 * (gain * x.mean(1, keepdim=True) - 0.6)
+        return torch.cat([-bright, bright], 1)
+
+
 @named
 def test_the_search_beats_its_control(name):
-    """Against the victim's own segmentation: lower Dice and higher loss than random changes as large."""
-    victim, image = Victim(smooth_network(2)), blobs(4)
+    """Against the victim's own segmentation: a higher loss than random changes as large, and than its own start."""
+    victim, image = Victim(Shaded(), head=LESION), blobs(4)
     options = {"label_source": "prediction", "loss": "ce"}
     found = create(name, steps=8, **options)(victim, image)
     controls = [create(name, control=True, seed=seed, **options)(victim, image) for seed in range(4)]
     assert found.clean_score.tolist() == [1] * 4
-    assert found.score.mean() < 0.98 * torch.stack([c.score for c in controls]).mean()
     loss = torch.stack([entry["loss"] for entry in found.trace]).amax(0)
-    assert (loss > torch.stack([c.trace[0]["loss"] for c in controls]).mean(0)).all()
+    assert loss.mean() > 1.05 * torch.stack([c.trace[0]["loss"] for c in controls]).mean()
     assert (loss > found.trace[0]["loss"]).all()
+    assert (found.score < 1).all()
 
 
 @named
@@ -167,9 +177,6 @@ def lesion(centres=((12.0, 4.0), (-8.0, 10.0)), size: int = 48) -> tuple[torch.T
     return torch.where(truth, 2.0, 1.0).to(F64), truth.long()
 
 
-LESION = Head("softmax", {"lesion": (1,)})
-
-
 @pytest.mark.parametrize("control", [False, True])
 @moving
 def test_a_perfect_segmenter_stays_perfect_because_the_truth_moves(name, control):
@@ -185,39 +192,105 @@ def test_a_perfect_segmenter_stays_perfect_because_the_truth_moves(name, control
     assert (unmoved < 0.8).all()
 
 
+def soft_lesion(size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """A smooth bump of 0 to 1 on a brightness of 1, and its upper half."""
+    place = places((size, size), (1.0, 1.0)) - 2.0
+    image = 1 + torch.exp(-place.square().sum(0) / (2 * 6.0**2))[None, None]
+    return image, (image > 1.5).long()
+
+
 class LosesItsWay(nn.Module):
     """A segmenter that sees less and less along the last axis: lesions beyond its middle are missed."""
 
     def forward(self, x):
-        sure = torch.linspace(0.8, 0.2, x.shape[-1], dtype=x.dtype)
+        sure = torch.linspace(2.0, 0.0, x.shape[-1], dtype=x.dtype)
         bright = 8 * (sure * (x - 1) - 0.5)
         return torch.cat([-bright, bright], 1)
 
 
 @moving
 def test_the_lesion_is_moved_to_where_the_victim_is_worst(name):
-    """As far along the last axis as the magnitude allows, measured in mm: the affine motion reaches it exactly."""
-    image, truth = lesion(centres=((12.0, -4.0), (-8.0, 2.0)))
+    """Along the last axis, in mm; the affine motion goes as far as it may, the deformation grows the lesion, too."""
+    image, truth = soft_lesion(48)
     options = {
         "affine": {"eps": 1.0, "max_rotation": 0.0, "max_scaling": 0.0, "max_translation": 6.0},
         "deformation": {"eps": 6.0, "knot_mm": 80.0},
     }
     attack = create(name, steps=12, loss="ce", **options[name])
     result = attack(Victim(LosesItsWay(), head=LESION), image, truth, spacing=(1.0, 2.0))
-    assert (result.clean_score > 0.3).all()
-    assert (result.score < 0.7 * result.clean_score).all()
+    assert (result.score < result.clean_score - 0.05).all()
     field = attack.effect.displacement(result.parameters, (48, 48), (1.0, 2.0))
     columns = torch.arange(48.0).expand(48, 48)
-    for b in range(2):
-        inside = result.label[b, 0] == 1
-        gone = columns[inside].mean() - columns[truth[b, 0] == 1].mean()
-        if name == "affine":
-            assert result.parameters["translation"][b, 1] == 6.0
-            torch.testing.assert_close(field[b, 1], torch.full_like(field[b, 1], -6.0))
-            assert gone == pytest.approx(3.0, abs=1e-5)  # voxels of 2 mm
-        else:  # it grows the lesion, too
-            assert field[b, 1][inside].mean() < -4
-            assert gone > 2
+    inside = result.label[0, 0] == 1
+    gone = columns[inside].mean() - columns[truth[0, 0] == 1].mean()
+    assert field[0, 1][inside].mean() < -(5 if name == "affine" else 3.5)
+    assert gone > (2.5 if name == "affine" else 1.5)  # voxels of 2 mm
+
+
+def slope_and_parts(network, image, truth, name, parameters, monkeypatch):
+    """The gradient an attack steps along, and the one with the label held still."""
+    attack = create(name, steps=1, loss="ce")
+    monkeypatch.setattr(attack.effect, "random", lambda *_: parameters)
+    seen = {}
+    step = attack.effect.step
+    monkeypatch.setattr(attack.effect, "step", lambda p, g, *rest: seen.update(g) or step(p, g, *rest))
+    attack(Victim(network, head=LESION), image, truth)
+    leaves = {k: v.clone().requires_grad_(True) for k, v in parameters.items()}
+    spacing = (1.0,) * (image.dim() - 2)
+    label = attack.effect.warp_label(truth, parameters, spacing)
+    logits = network(attack.effect.apply(image, leaves, spacing, image != 0))
+    held = torch.autograd.grad(CrossEntropy()(logits, label, LESION).sum(), list(leaves.values()))
+    return seen, dict(zip(leaves, held))
+
+
+def shifted(name: str, image: torch.Tensor, mm: float) -> dict[str, torch.Tensor]:
+    """Parameters that take every value from so many mm before it along the last axis."""
+    parameters = create(name).effect.zeros(image, (1.0, 1.0))
+    if name == "affine":
+        parameters["translation"][:, 1] = mm
+    else:
+        parameters["velocity"][:, 1] = -mm
+    return parameters
+
+
+def along_the_last_axis(name: str, slope: dict[str, torch.Tensor]) -> float:
+    return float(slope["translation"][0, 1] if name == "affine" else -slope["velocity"][0, 1].sum())
+
+
+@moving
+def test_the_gradient_of_image_and_label_together(name, monkeypatch):
+    """Against what the objective really is one voxel to either side, where labels need no rounding."""
+    image, truth = soft_lesion()
+    network, effect = LosesItsWay(), create(name).effect
+
+    def objective(mm: float) -> float:
+        moved = shifted(name, image, mm)
+        x = effect.apply(image, moved, (1.0, 1.0), image != 0)
+        return float(CrossEntropy()(network(x), effect.warp_label(truth, moved, (1.0, 1.0)), LESION))
+
+    # interpolation has a kink at every voxel: both sides of it
+    sides = [
+        slope_and_parts(network, image, truth, name, shifted(name, image, mm), monkeypatch) for mm in (-1e-6, 1e-6)
+    ]
+    together, held = (sum(along_the_last_axis(name, side[k]) for side in sides) / 2 for k in (0, 1))
+    expected = (objective(1.0) - objective(-1.0)) / 2
+    assert together == pytest.approx(expected, rel=0.03)
+    assert abs(held - expected) > 0.5 * expected
+
+
+@moving
+def test_moving_a_lesion_that_is_followed_is_no_progress(name, monkeypatch):
+    """A threshold on another level than the truth is wrong in the same way wherever the lesion goes."""
+
+    class Elsewhere(nn.Module):
+        def forward(self, x):
+            bright = 4 * (x - 1.7)
+            return torch.cat([-bright, bright], 1)
+
+    image, truth = soft_lesion()
+    together, held = slope_and_parts(Elsewhere(), image, truth, name, shifted(name, image, 0.4), monkeypatch)
+    assert abs(along_the_last_axis(name, held)) > 5  # with the label held still it would drive the search
+    assert abs(along_the_last_axis(name, together)) < 1
 
 
 @moving

@@ -188,16 +188,20 @@ def test_targets_are_approached_by_every_subject(mode, head):
 
 
 def test_a_static_mask_of_another_grid_lies_where_it_is_in_the_world():
-    """The same mask on the reference grid, and on a flipped grid of its own."""
+    """The same mask on the reference grid, on a flipped grid of its own, and less than half a voxel off."""
     victim, cases = make_victim("linear"), make_cases(2, affine=AFFINE)
     mask = make_label("softmax", 1, seed=40)[0]
     flip = torch.eye(4, dtype=torch.float64)
     flip[0, 0], flip[0, 3] = -1, SHAPES[3][0] - 1
     other = MetaTensor(mask.flip(1), affine=AFFINE @ flip)
+    near = AFFINE.clone()
+    near[:, 3] = AFFINE @ torch.tensor([0.0, 0, 0.4, 1], dtype=torch.float64)
     found = [
-        fit_universal(victim, cases, FREE, mode="static", target=m, steps=3).data for m in (mask, MetaTensor(other))
+        fit_universal(victim, cases, FREE, mode="static", target=m, steps=3).data
+        for m in (mask, other, MetaTensor(mask, affine=near))
     ]
-    assert torch.equal(*found)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])  # no class between two others
     wrong = fit_universal(victim, cases, FREE, mode="static", target=mask.flip(1), steps=3).data
     assert not torch.equal(found[0], wrong)
 
@@ -339,8 +343,9 @@ def test_another_budget_scales_it():
     victim, image, label = make_victim("smooth"), make_image(2), make_label("softmax", 2)
     one = random_perturbation()
     whole = Universal(FREE, one)(victim, image, label)
-    half = Universal(FREE.with_eps(0.15), one)(victim, image, label)
-    torch.testing.assert_close(half.perturbation, whole.perturbation / 2, rtol=1e-9, atol=1e-12)
+    for share in (0.5, 2.0):
+        found = Universal(FREE.with_eps(0.3 * share), one)(victim, image, label)
+        torch.testing.assert_close(found.perturbation, whole.perturbation * share, rtol=1e-6, atol=1e-9)
     assert whole.cost.forwards == 2
     assert whole.cost.backwards == 0
     clipped = Universal(LInf(0.3), one)(victim, image, label).image
@@ -432,6 +437,7 @@ def test_a_file_holds_all_of_it(tmp_path, shape, ending):
     assert sorted(p.name for p in path.parent.iterdir()) == ["all.json", f"all{ending}"]
     first = path.read_bytes()
     assert one.save(path).read_bytes() == first
+    assert ending == ".nii" or first[4:8] == bytes(4)  # no time in the stream
 
 
 def test_without_a_place_it_comes_back_without(tmp_path):

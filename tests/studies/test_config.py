@@ -65,7 +65,9 @@ def test_yaml_runs_nothing(tmp_path: Path) -> None:
 def test_the_fingerprint_changes_with_what_decides_results_only(content: dict[str, Any]) -> None:
     before = study_from(content).fingerprint()
     assert study_from({**content, "title": "other", "output": "x"}).fingerprint() == before
+    assert study_from({**content, "attacks": [{"name": "pgd"}]}).fingerprint() == before
     assert study_from({**content, "seed": 1}).fingerprint() != before
+    assert study_from({**content, "victims": [{**content["victims"][0], "overlap": 0.25}]}).fingerprint() != before
 
 
 def test_the_fingerprint_does_not_depend_on_how_a_path_is_written(

@@ -63,6 +63,21 @@ def test_lost_and_damaged_units_are_computed_again_to_the_same_numbers(content: 
     pd.testing.assert_frame_equal(before.drop(columns=counted), after.drop(columns=counted))
 
 
+def test_a_study_grows_in_its_folder(content: dict[str, Any], tmp_path: Path) -> None:
+    """Another attack or budget computes only what is new; one that left is not in the table any more."""
+    content["attacks"] = [{"name": "noise"}]
+    run_study(study_from(content))
+    content["attacks"].append({"name": "fgsm"})
+    result = run_study(study_from(content))
+    assert (result.computed, result.reused) == (3 * 2, 3 * 3)
+    content["budgets"]["eps"] = [0.2, 0.8, 1.6]
+    assert run_study(study_from(content)).computed == 3 * 2
+    content["attacks"] = [{"name": "fgsm", "loss": "ce"}]
+    assert run_study(study_from(content)).computed == 3 * 3
+    table = read_records(tmp_path / "run")
+    assert set(table["attack"]) == {"clean", "fgsm"}
+
+
 def test_a_changed_case_or_victim_is_not_mistaken_for_a_finished_one(content: dict[str, Any], tmp_path: Path) -> None:
     run_study(study_from(content))
     make_case(tmp_path / "data", "BraTS2021_00001", seed=77)

@@ -34,9 +34,9 @@ def everywhere(effect: physics.Effect, image: torch.Tensor, spacing=None, **para
 
 
 def head(*shape: int) -> torch.Tensor:
-    """A smooth random object well inside its field of view."""
+    """A random object well inside its field of view, not in its middle."""
     image = torch.zeros(1, 2, *shape, dtype=torch.float64)
-    inner = tuple(slice(n // 4, n - n // 4) for n in shape)
+    inner = tuple(slice(n // 4 + 1, n - n // 3) for n in shape)
     image[(..., *inner)] = random_image(1, 2, *(s.stop - s.start for s in inner))
     return image
 
@@ -95,7 +95,7 @@ def test_motion_is_the_reconstruction_of_moved_heads(axis):
 def test_all_segments_in_one_pose_are_a_rigid_motion(shape, spacing):
     """Rotation first, then translation, as the affine effect has it."""
     image, dims = head(*shape), len(shape)
-    angles = 10 * random_image(1, 2, 1 if dims == 2 else 3, seed=3) - 3
+    angles = 30 * random_image(1, 2, 1 if dims == 2 else 3, seed=3) - 10
     voxels = torch.tensor([1.0, -2, 1])[:dims].double()
     shift = (voxels * torch.tensor(spacing)).expand(1, 2, dims)
     expected = torch.empty_like(image)
@@ -257,6 +257,9 @@ def test_cutting_more_leaves_less():
     assert energy[0] == float(image.norm())
     drawn = Gibbs().random(image, (1.0,) * 3, 0.5, torch.Generator().manual_seed(0))["cut"]
     assert ((drawn > 0) & (drawn < 0.5)).all()
+    control = Gibbs().control(image, (1.0,) * 3, 0.5, torch.Generator().manual_seed(0))
+    assert Gibbs().size(control).item() == pytest.approx(0.5)
+    assert ((control["cut"] > 0) & (control["cut"] < 0.5)).sum() == 2  # the largest share is the magnitude
     assert Gibbs().project({"cut": torch.tensor([-0.1, 0.2, 0.9])}, 0.5)["cut"].tolist() == pytest.approx([0, 0.2, 0.5])
 
 

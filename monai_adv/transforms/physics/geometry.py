@@ -206,7 +206,9 @@ class Affine(GeometricEffect):
         translation = parameters["translation"]
         batch, axes = translation.shape
         # where a voxel's value comes from: the inverse motion
-        inverse = torch.diag_embed(torch.exp(-parameters["log_scale"])) @ _rotation(parameters["rotation"], axes).mT
+        inverse = (
+            torch.diag_embed(torch.exp(-parameters["log_scale"])) @ rotation_matrix(parameters["rotation"], axes).mT
+        )
         change = inverse - torch.eye(axes).to(inverse)
         offset = -(inverse @ translation.unsqueeze(2))
         field = offset.view(batch, axes, *[1] * len(shape)).expand(batch, axes, *shape)
@@ -266,14 +268,21 @@ def jacobian_determinant(displacement: Tensor, spacing: Sequence[float]) -> Tens
             f"a displacement {tuple(displacement.shape)} must be (B, dims, *spatial), with a spacing per axis, "
             f"got {tuple(spacing)}"
         )
-    columns = [
-        torch.gradient(displacement, spacing=float(spacing[axis]), dim=2 + axis)[0]
-        if displacement.shape[2 + axis] > 1
-        else torch.zeros_like(displacement)
-        for axis in range(dims)
+    return torch.linalg.det(jacobian(displacement, spacing))
+
+
+def jacobian(displacement: Tensor, spacing: Sequence[float]) -> Tensor:
+    """Derivatives of the map ``p -> p + u(p)`` of :func:`jacobian_determinant`, ``(B, *spatial, dims, dims)``."""
+    slopes = torch.stack(spatial_gradient(displacement, spacing), dim=-1).movedim(1, -2)
+    return slopes + torch.eye(displacement.shape[1]).to(displacement)
+
+
+def spatial_gradient(data: Tensor, spacing: Sequence[float]) -> list[Tensor]:
+    """Change of ``(B, C, *spatial)`` per mm along every axis by central differences; 0 along an axis of one voxel."""
+    return [
+        torch.gradient(data, spacing=float(mm), dim=2 + axis)[0] if data.shape[2 + axis] > 1 else torch.zeros_like(data)
+        for axis, mm in enumerate(spacing)
     ]
-    jacobian = torch.stack(columns, dim=-1).movedim(1, -2) + torch.eye(dims).to(displacement)
-    return torch.linalg.det(jacobian)
 
 
 def resample(data: Tensor, displacement: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -341,7 +350,7 @@ def _direction(vectors: Tensor) -> Tensor:
     return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1.0)
 
 
-def _rotation(angles: Tensor, axes: int) -> Tensor:
+def rotation_matrix(angles: Tensor, axes: int) -> Tensor:
     """Rotation matrices ``(B, axes, axes)`` of angles in degrees, the first of them applied first."""
     matrix = torch.eye(axes).to(angles).expand(len(angles), axes, axes)
     # about axis 0, 1, 2: from the next axis towards the one after it

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_adv.errors import ConfigError
 from monai_adv.transforms.physics.effect import Effect, Parameters, above_zero, draw
-from monai_adv.transforms.physics.geometry import _rotation
+from monai_adv.transforms.physics.geometry import rotation_matrix
 
 
 class KSpaceEffect(Effect):
@@ -207,7 +207,7 @@ def _turned_lines(
     image: Tensor, angles: Tensor, lines: Tensor, spacing: Sequence[float], axis: int, content: Sequence[range]
 ) -> Tensor:
     """Lines of the Fourier transform along one axis of what a rotation adds to an image."""
-    matrices = _rotation(angles.reshape(-1, angles.shape[2]), image.dim() - 2)
+    matrices = rotation_matrix(angles.reshape(-1, angles.shape[2]), image.dim() - 2)
     box = _reach(matrices.detach(), content, image.shape[2:], spacing)
     window: tuple[Any, ...] = (..., *(slice(r.start, r.stop) for r in box))
     crop = image[window]
