@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from monai_adv import __version__, cli_ablation, cli_universal
-from monai_adv.errors import ConfigError, MonaiAdvError
+from monai_adv import __version__, cli_ablation, cli_attacks, cli_universal
+from monai_adv.errors import MonaiAdvError
 
 if TYPE_CHECKING:
     from monai_adv.studies import Progress, StudyResult
@@ -171,63 +171,6 @@ def train(
 
 
 @app.command()
-def attack(
-    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
-    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adversarial files.")],
-    subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
-    name: Annotated[str, typer.Option("--attack", help="Attack, see `monai-adv attacks`.")] = "ifgsm",
-    eps: Annotated[float | None, typer.Option(help="Budget; .1, or the attack's own default.")] = None,
-    units: Annotated[str | None, typer.Option(help="std, range or absolute; std where the attack has none.")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2; linf where the attack searches it.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the attack as key=value (YAML value).")] = None,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
-) -> None:
-    """Attack whole volumes and write adversarial NIfTI in float32 with the original geometry, beside a JSON each.
-
-    Example: monai-adv attack BraTS2021 --checkpoint unet.pt -o adversarial --attack ifgsm --eps 0.1 --option steps=10
-    """
-    import yaml
-
-    from monai_adv.studies.export import attack_files
-
-    options = {}
-    for text in option or []:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise ConfigError(f"--option {text!r} must be key=value")
-        options[key] = yaml.safe_load(value)
-    given = {"eps": eps, "units": units, "norm": norm}
-    spec = {"name": name, **{k: v for k, v in given.items() if v is not None}, **options}
-    problems = []
-    for done in attack_files(root, checkpoint, output, spec, subject, scheme):
-        if done.error:
-            problems.append(done.error)
-            err.print(f"[red]{_escape(done.error)}[/]", highlight=False, soft_wrap=True)
-        else:
-            dice = ", ".join(f"{r} {a:.3f} -> {b:.3f}" for r, (a, b) in done.dice.items())
-            out.print(f"{done.subject}: Dice {dice}", highlight=False)
-    if problems:
-        raise typer.Exit(1)
-
-
-@app.command()
-def attacks(
-    markdown: Annotated[bool, typer.Option(help="The table of the documentation, with options and budgets.")] = False,
-) -> None:
-    """List the attacks by name, with their references."""
-    from monai_adv.attacks import available
-
-    if markdown:
-        from monai_adv.studies.attack_table import catalogue
-
-        typer.echo(catalogue(), nl=False)
-        return
-    for name, text in available().items():
-        out.print(f"[bold]{name}[/]  {_escape(text)}", highlight=False)
-
-
-@app.command()
 def run(
     study: Annotated[Path, typer.Argument(help="Study in YAML.")],
     report_: Annotated[bool, typer.Option("--report/--no-report", help="Write tables, figures and report.")] = True,
@@ -277,23 +220,6 @@ def compare(
 
 
 @app.command()
-def table(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of one victim and data.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path("."),
-) -> None:
-    """One table of all attacks of one or several runs: Dice, size of the change, passes, seconds, who is strongest.
-
-    Example: monai-adv table runs/sign runs/auto -o runs
-    """
-    from monai_adv.studies.attack_table import markdown, write_attack_table
-
-    found, paths = write_attack_table(run_folders, output)
-    out.print(markdown(found), markup=False, highlight=False, soft_wrap=True)
-    for path in paths:
-        out.print(f"written: {path}", highlight=False, soft_wrap=True)
-
-
-@app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the tables, figures and report.html of a run again, from its stored records.
 
@@ -324,6 +250,7 @@ def demo(
     _complain(result.problems, again=False)
 
 
+cli_attacks.register(app)
 cli_ablation.register(app)
 cli_universal.register(app)
 

@@ -47,17 +47,12 @@ def ablation(
     import yaml
 
     from monai_adv import cli
-    from monai_adv.errors import ConfigError
+    from monai_adv.cli_attacks import parse_options
     from monai_adv.studies.ablation import ablate, check_ablation_folder, summarise_ablation, write_ablation
     from monai_adv.studies.units import safe_name
     from monai_adv.visualize import ablation_figure, save_figure
 
-    options = {}
-    for text in option or []:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise ConfigError(f"--option {text!r} must be key=value")
-        options[key] = yaml.safe_load(value)
+    options = parse_options(option)
     check_ablation_folder(output)
     rows, problems = [], []
     with cli._bar("ablation") as update:

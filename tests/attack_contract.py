@@ -70,9 +70,7 @@ TRAITS: dict[str, Trait] = {
     "segpgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
     "cospgd": Trait({"steps": 2}, without_chance={"random_start": False}, draws=True),
     "apgd": Trait({"steps": 3, "loss": "ce"}, without_chance={"random_start": False}, draws=True),
-    "sea": Trait(
-        {"steps": 4, "losses": ["masked_ce", "js"]}, without_chance={"random_start": False}, draws=True
-    ),
+    "sea": Trait({"steps": 4, "losses": ["masked_ce", "js"]}, without_chance={"random_start": False}, draws=True),
     "ensemble": Trait(
         {"attacks": [{"name": "pgd", "steps": 2}, {"name": "segpgd", "steps": 2}]},
         without_chance={"attacks": ["fgsm", {"name": "ifgsm", "steps": 2}]},
@@ -90,9 +88,7 @@ TRAITS: dict[str, Trait] = {
     "deformation": Trait(
         {"steps": 2, "knot_mm": 4.0}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False
     ),
-    "affine": Trait(
-        {"steps": 2}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False
-    ),
+    "affine": Trait({"steps": 2}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False),
     "dag": Trait({"steps": 2}, without_chance={"adversarial": "runner_up"}, draws=True, uses_budget=False),
     "fmn": Trait({"steps": 3}, uses_budget=False, best=False),
     "alma_prox": Trait({"steps": 3}, uses_budget=False, best=False),

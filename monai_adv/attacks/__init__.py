@@ -10,6 +10,7 @@ from monai_adv.attacks.mask import ASM, ASMA, SSM, target_accuracy, target_iou
 from monai_adv.attacks.minimal import Minimal
 from monai_adv.attacks.minimum_norm import FMN, ALMAProx
 from monai_adv.attacks.momentum import MIFGSM
+from monai_adv.attacks.physical_geometry import AffineAttack, DeformationAttack
 from monai_adv.attacks.registry import ATTACKS, attack_class, available, build, create, option_defaults, option_names
 from monai_adv.attacks.result import AttackResult, Cost
 from monai_adv.attacks.run import Run
@@ -19,6 +20,8 @@ from monai_adv.attacks.universal import Universal, UniversalPerturbation
 from monai_adv.attacks.universal_training import fit_universal
 
 __all__ = [
+    "AffineAttack",
+    "DeformationAttack",
     "APGD",
     "DAG",
     "FMN",

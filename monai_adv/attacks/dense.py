@@ -39,8 +39,8 @@ class DAG(Attack):
         nu: share of the counted voxels (bits) that has to be fooled; in (0, 1].
         adversarial: wrong class of every voxel: "permutation" (of the classes, without fixed points, drawn once per
             sample; the paper's) or "runner_up" (the best wrong class of the clean logits). A target overrules it:
-            then the target's logit is raised and the label's lowered, or, where both are the same, the best other's.
-            A bit has one wrong value only.
+            then the target's logit is raised and the strongest other one lowered, which is the label's to begin with
+            (and no other class gets in between). A bit has one wrong value only.
         counts: voxels that are attacked and counted: "lesion" (not background in the label, the clean prediction or
             the target) or "all" (the paper's); always within the weight.
         **options: see :class:`Attack`.
@@ -122,8 +122,7 @@ class DAG(Attack):
             difference = logits.gather(1, wrong) - logits.gather(1, run.label)
         else:
             assert run.target is not None
-            best_other = seen.scatter(1, run.target, float("-inf")).argmax(1, keepdim=True)
-            rival = torch.where(run.label == run.target, best_other, run.label)
+            rival = seen.scatter(1, run.target, float("-inf")).argmax(1, keepdim=True)
             difference = logits.gather(1, run.target) - logits.gather(1, rival)
         return torch.where(active, difference, torch.zeros_like(difference)).flatten(1).sum(1)
 

@@ -31,7 +31,7 @@ class Minimal(Attack):
     without a success) and ``tried`` (budget and score, in order).
 
     Reference:
-        as line searches over budgets in Foolbox (Rauber et al. 2017) and captum; ours for segmentation.
+        bisection; ours, as a wrapper around any attack of the registry.
 
     Args:
         threat: its norm and units are searched; its budget, if finite, is the largest that is tried.

@@ -224,8 +224,8 @@ class ALMAProx(MinimumNorm):
         nu: share of the counted voxels that has to be fooled (or, under "dice", that the penalties aim at), in (0, 1].
         region: counted voxels, "lesion" or "all".
         dilation: the lesion grows by so many mm.
-        step_size: first step in the threat's units; None is a tenth of the first-order distance to the boundary. It grows
-            up to sixteen-fold until the criterion is first reached, at most for half of the steps.
+        step_size: first step in the threat's units; None is a tenth of the first-order distance to the boundary. It
+            grows up to sixteen-fold until the criterion is first reached, at most for half of the steps.
         **options: see :class:`Attack`.
     """
 

@@ -16,18 +16,49 @@ from monai_adv.attacks.mask import ASM, ASMA, SSM
 from monai_adv.attacks.minimal import Minimal
 from monai_adv.attacks.minimum_norm import FMN, ALMAProx
 from monai_adv.attacks.momentum import MIFGSM
-from monai_adv.attacks.segmentation import CosPGD, SegPGD
-from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
 from monai_adv.attacks.physical import BiasFieldAttack, GammaAttack
 from monai_adv.attacks.physical_geometry import AffineAttack, DeformationAttack
 from monai_adv.attacks.physical_kspace import GhostingAttack, GibbsAttack, MotionAttack, RicianAttack
+from monai_adv.attacks.segmentation import CosPGD, SegPGD
+from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
 from monai_adv.attacks.universal import Universal
 from monai_adv.errors import ConfigError
 from monai_adv.threats import Threat, create_threat
 
-ATTACKS: dict[str, type[Attack]] = {
-    cls.name: cls for cls in (Universal, Noise, FGSM, IFGSM, TargetedIFGSM, PGD, MIFGSM, SegPGD, CosPGD, APGD, SEA, Ensemble, SSM, ASM, ASMA, DAG, FMN, ALMAProx, Minimal, VAFA, Square, Transfer, BiasFieldAttack, GammaAttack, DeformationAttack, AffineAttack, MotionAttack, GhostingAttack, GibbsAttack, RicianAttack)
-}
+_CLASSES: tuple[type[Attack], ...] = (
+    # one line each, in the order of the documentation
+    Noise,
+    FGSM,
+    IFGSM,
+    TargetedIFGSM,
+    PGD,
+    MIFGSM,
+    SegPGD,
+    CosPGD,
+    APGD,
+    SEA,
+    Ensemble,
+    SSM,
+    ASM,
+    ASMA,
+    DAG,
+    FMN,
+    ALMAProx,
+    Minimal,
+    Universal,
+    VAFA,
+    BiasFieldAttack,
+    GammaAttack,
+    DeformationAttack,
+    AffineAttack,
+    MotionAttack,
+    GhostingAttack,
+    GibbsAttack,
+    RicianAttack,
+    Square,
+    Transfer,
+)
+ATTACKS: dict[str, type[Attack]] = {cls.name: cls for cls in _CLASSES}
 
 
 _NO_OPTION = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)

@@ -81,7 +81,8 @@ def markdown(table: pd.DataFrame) -> str:
     """The table for readers: rounded, a block per victim and kind of budget."""
     blocks = []
     for (victim, norm, units, eps), part in table.groupby(["victim", "norm", "units", "eps"], sort=False, dropna=False):
-        where = "clean" if eps == 0 else f"{norm}, " + ("unbounded" if np.isinf(eps) else f"eps {eps:g} {units}")
+        size = float(eps)  # type: ignore[arg-type]
+        where = "clean" if size == 0 else f"{norm}, " + ("unbounded" if np.isinf(size) else f"eps {size:g} {units}")
         regions = [c for c in part.columns if c.startswith("dice_")]
         head = ["attack", *(c.removeprefix("dice_") for c in regions), "mean Dice", "L-inf std", "L2 std", "SSIM",
                 "success", "forwards", "backwards", "s", "strongest for"]  # fmt: skip

@@ -204,10 +204,9 @@ def test_an_ensemble_is_plain_data():
     assert attacks.create("ensemble").attacks == ["fgsm", "pgd"]
     spec = [{"name": "pgd", "steps": 2}]
     attack = attacks.create("ensemble", attacks=spec)
-    parameters = attack.parameters()
-    assert json.loads(json.dumps(parameters))["attacks"] == spec
+    assert json.loads(json.dumps(attack.parameters()))["attacks"] == spec
     spec[0]["steps"] = 7
-    assert attack.parameters() == parameters
+    assert attack.parameters()["attacks"] == [{"name": "pgd", "steps": 2}]
     nested = attacks.create("ensemble", attacks=["fgsm", {"name": "ensemble", "attacks": ["pgd"]}])
     victim, image, label = case(batch=1)
     assert nested(victim, image, label).details["winner"][0] in ("fgsm", "ensemble")

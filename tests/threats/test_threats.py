@@ -8,7 +8,7 @@ import torch
 from oracles import make_image
 
 from monai_adv.errors import ConfigError
-from monai_adv.threats import L2, THREATS, LInf, create_threat, foreground, unit_scale
+from monai_adv.threats import L2, LInf, create_threat, foreground, unit_scale
 
 NORMS = ["linf", "l2"]
 

@@ -56,7 +56,7 @@ class PhysicalAffine(PhysicalTransform):
     Example:
         >>> import torch
         >>> shift = PhysicalAffine(rotation=[0.0], translation=[0.0, 1.0], log_scale=[0.0, 0.0])
-        >>> shift(torch.arange(4.0).expand(1, 3, 4))[0, 1].tolist()  # by 1 mm along the last axis
+        >>> shift(torch.arange(4.0).expand(1, 3, 4))[0, 1].round().tolist()  # by 1 mm along the last axis
         [0.0, 0.0, 1.0, 2.0]
     """
 

@@ -1,0 +1,98 @@
+"""The commands ``monai-adv attack``, ``attacks`` and ``table``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from monai_adv.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (attack, attacks, table):
+        app.command()(command)
+
+
+def parse_options(texts: list[str] | None) -> dict[str, Any]:
+    """Options given as ``key=value`` with YAML values.
+
+    Raises:
+        ConfigError: names the one without a value.
+    """
+    options = {}
+    for text in texts or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--option {text!r} must be key=value")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def attack(
+    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
+    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adversarial files.")],
+    subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
+    name: Annotated[str, typer.Option("--attack", help="Attack, see `monai-adv attacks`.")] = "ifgsm",
+    eps: Annotated[float | None, typer.Option(help="Budget; .1, or the attack's own default.")] = None,
+    units: Annotated[str | None, typer.Option(help="std, range or absolute; std where the attack has none.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2; linf where the attack searches it.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the attack as key=value (YAML value).")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+) -> None:
+    """Attack whole volumes and write adversarial NIfTI in float32 with the original geometry, beside a JSON each.
+
+    Example: monai-adv attack BraTS2021 --checkpoint unet.pt -o adversarial --attack ifgsm --eps 0.1 --option steps=10
+    """
+    from monai_adv import cli
+    from monai_adv.studies.export import attack_files
+
+    given = {"eps": eps, "units": units, "norm": norm}
+    spec = {"name": name, **{k: v for k, v in given.items() if v is not None}, **parse_options(option)}
+    problems = []
+    for done in attack_files(root, checkpoint, output, spec, subject, scheme):
+        if done.error:
+            problems.append(done.error)
+            cli.err.print(f"[red]{cli._escape(done.error)}[/]", highlight=False, soft_wrap=True)
+        else:
+            dice = ", ".join(f"{r} {a:.3f} -> {b:.3f}" for r, (a, b) in done.dice.items())
+            cli.out.print(f"{done.subject}: Dice {dice}", highlight=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+def attacks(
+    markdown: Annotated[bool, typer.Option(help="The table of the documentation, with options and budgets.")] = False,
+) -> None:
+    """List the attacks by name, with their references."""
+    from monai_adv import cli
+    from monai_adv.attacks import available
+
+    if markdown:
+        from monai_adv.studies.attack_table import catalogue
+
+        typer.echo(catalogue(), nl=False)
+        return
+    for name, text in available().items():
+        cli.out.print(f"[bold]{name}[/]  {cli._escape(text)}", highlight=False)
+
+
+def table(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of one victim and data.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path("."),
+) -> None:
+    """One table of all attacks of one or several runs: Dice, size of the change, passes, seconds, who is strongest.
+
+    Example: monai-adv table runs/sign runs/auto -o runs
+    """
+    from monai_adv import cli
+    from monai_adv.studies.attack_table import markdown, write_attack_table
+
+    found, paths = write_attack_table(run_folders, output)
+    cli.out.print(markdown(found), markup=False, highlight=False, soft_wrap=True)
+    for path in paths:
+        cli.out.print(f"written: {path}", highlight=False, soft_wrap=True)
