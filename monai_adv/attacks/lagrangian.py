@@ -13,7 +13,7 @@ _TAU, _GAMMA, _EVERY = 0.95, 2.0, 10  # a constraint that shrank by less in so m
 _ALPHA = 0.8  # memory of the moving averages
 _SCALES, _SCALE_RATE = (0.1, 1.0), 0.02  # of the constraints
 _MULTIPLIERS = (1e-12, 100.0)
-_DECAY = 0.5  # share of the steps after which all of the hardest voxels are left out
+_DECAY = 0.25  # share of the steps after which all of the hardest voxels are left out
 _LARGEST_RHO = 1e6  # ours: so that no float overflows in a long search
 
 
@@ -45,7 +45,7 @@ class Lagrangian:
 
     The constraint is the logit margin; with three classes or more it is divided by the distance of the first to the
     third logit (as in DLR, the divisor without a gradient), which makes it free of the logits' scale. The hardest
-    voxels are left out, from none at the first step to ``1 - nu`` from the middle of the search on.
+    voxels are left out, from none at the first step to ``1 - nu`` after a quarter of them.
 
     Args:
         run: the attack on a batch.

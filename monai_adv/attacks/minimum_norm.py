@@ -28,7 +28,7 @@ _MEMORY = 0.8  # of the moving average of the squared gradient
 _REDUCTION = 0.1  # last step size over the largest
 _GROWTH = 16.0  # largest step size over the first, for samples without a success in half of the steps
 _NORM = 0.01  # first weight of the norm over the sum of the violations it has to yield to
-_HARDER, _SOFTER = 1.2, 1.5  # that weight grows at every success and falls, after the first, at every failure
+_RATE = 1.2  # by which that weight grows at every success and falls, after the first, at every failure
 
 
 class MinimumNorm(Attack):
@@ -210,7 +210,7 @@ class ALMAProx(MinimumNorm):
     The paper's are the L-inf norm, penalty, mask, scaled margins, moving averages, the diagonal metric and the decaying
     step. Ours are: the derivative of the penalty at 0 is the multiplier; the divisor of the margin has no gradient, and
     margins of two classes and of bits are plain; the hardest voxels are those of the largest plain margin, all of them
-    left out after half of the steps; the L2 norm; sizes counted in first-order distances of the clean image to the
+    left out after a quarter of the steps; the L2 norm; sizes counted in first-order distances of the clean image to the
     boundary, which needs no scale, and steps that grow until there is a success; a weight of the norm that grows at
     successes and falls at failures, so that 200 steps do where the paper takes 500; the criterion "dice".
 
@@ -280,7 +280,7 @@ class ALMAProx(MinimumNorm):
                 break
             if step == 0:
                 unit, pull = self._scales(run, gradient, state)
-            pull = torch.where(met, pull * _HARDER, torch.where(best.isfinite(), pull / _SOFTER, pull))
+            pull = torch.where(met, pull * _RATE, torch.where(best.isfinite(), pull / _RATE, pull))
             tangent = _REDUCTION / (1 - _REDUCTION) * (self.steps - turned)
             rate = (self.step_size or 0.1 * unit) / unit * tangent / ((step - turned).clamp_min(0) + tangent)
             rate = rate * _GROWTH ** (turned.clamp_max(step) / max(1, self.steps // 2))
