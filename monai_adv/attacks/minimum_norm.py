@@ -28,7 +28,7 @@ _MEMORY = 0.8  # of the moving average of the squared gradient
 _REDUCTION = 0.1  # last step size over the largest
 _GROWTH = 16.0  # largest step size over the first, for samples without a success in half of the steps
 _NORM = 0.01  # first weight of the norm over the sum of the violations it has to yield to
-_RATE = 1.2  # by which that weight grows at every success and falls, after the first, at every failure
+_RATE = 1.5  # by which that weight grows at successes and falls, after the first, at failures
 
 
 class MinimumNorm(Attack):
@@ -268,6 +268,7 @@ class ALMAProx(MinimumNorm):
         scale = torch.where(ball.scale > 0, ball.scale, torch.ones_like(ball.scale))
         best = torch.full((len(image),), math.inf, dtype=torch.float64, device=image.device)
         turned = torch.full_like(best, self.steps // 2)
+        last = torch.zeros_like(best)
         for step in range(self.steps + 1):
             if step == self.steps:
                 run.consider(image, loss=objective)
@@ -280,7 +281,10 @@ class ALMAProx(MinimumNorm):
                 break
             if step == 0:
                 unit, pull = self._scales(run, gradient, state)
-            pull = torch.where(met, pull * _RATE, torch.where(best.isfinite(), pull / _RATE, pull))
+            # a norm that already goes the right way is left to: the weight would wind up
+            harder, softer = met & (size >= last), ~met & best.isfinite() & (size <= last)
+            pull = torch.where(harder, pull * _RATE, torch.where(softer, pull / _RATE, pull))
+            last = size
             tangent = _REDUCTION / (1 - _REDUCTION) * (self.steps - turned)
             rate = (self.step_size or 0.1 * unit) / unit * tangent / ((step - turned).clamp_min(0) + tangent)
             rate = rate * _GROWTH ** (turned.clamp_max(step) / max(1, self.steps // 2))

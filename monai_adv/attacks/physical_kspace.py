@@ -98,6 +98,7 @@ class RicianAttack(PhysicalAttack):
 
     Args:
         threat: eps is 1 / SNR, e.g. .1 for an SNR of 10: the noise's root mean square over the support.
+        peak: largest value of a component in multiples of eps.
         **options: see :class:`PhysicalAttack`.
     """
 
@@ -107,8 +108,9 @@ class RicianAttack(PhysicalAttack):
     default_eps: ClassVar[tuple[float, ...]] = (Rician.default_magnitude,)
     effect_class: ClassVar[type[Effect]] = Rician
 
-    def __init__(self, threat: Threat, **options: Any) -> None:
-        super().__init__(threat, Rician(), **options)
+    def __init__(self, threat: Threat, peak: float = 6.0, **options: Any) -> None:
+        super().__init__(threat, Rician(peak), **options)
+        self.peak = peak
 
     def _free(self, run: Run, parameters: Parameters) -> Parameters:
         """Noise outside the support changes nothing and must not count in its root mean square."""

@@ -115,7 +115,7 @@ def test_an_empty_support_names_the_sample():
     [
         ({"eps": -0.1}, "eps must be"),
         ({"eps": float("nan")}, "eps must be"),
-        ({"eps": float("inf")}, "eps must be"),
+        ({"eps": True}, "eps must be"),
         ({"eps": "0.1"}, "eps must be"),
         ({"eps": 0.1, "units": "255"}, "units '255' are unknown"),
         ({"eps": 0.1, "support": "brain"}, "support 'brain' is unknown"),
@@ -363,3 +363,40 @@ def test_l2_noise_has_exactly_the_length(kind, units):
 def test_an_unknown_noise():
     with pytest.raises(ValueError, match="'salt' is unknown"):
         LInf(0.1).bind(make_image(1)).noise("salt")
+
+
+# ------------------------------------------------------------------------------------- without a norm's limit
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_unbounded_threat_keeps_bounds_and_support(norm):
+    image = torch.tensor([[[0.0, 1.0, 3.0, 2.0]], [[0.0, 5.0, 9.0, 7.0]]], dtype=torch.float64)
+    ball = create_threat(norm, eps=float("inf")).bind(image)
+    far = ball.project(image + torch.tensor([5.0, -50.0, 50.0, 0.0], dtype=torch.float64))
+    assert far.tolist() == [[[0.0, 0.0, 3.0, 2.0]], [[0.0, 0.0, 9.0, 7.0]]]
+    assert "unbounded" in create_threat(norm, eps=float("inf")).describe()
+    free = create_threat(norm, eps=float("inf"), bounds=None).bind(image)
+    assert torch.equal(free.project(image - 1e9)[image != 0], (image - 1e9)[image != 0])
+    for draw in (free.random, lambda: free.noise("sign")):
+        with pytest.raises(ConfigError, match="has no size: give eps"):
+            draw()
+
+
+def test_a_channel_that_cannot_change_stays_under_an_unbounded_threat():
+    """A constant channel has no standard deviation, and infinity times nothing is no limit."""
+    image = torch.tensor([[[1.0, 2.0, 4.0], [3.0, 3.0, 3.0]]], dtype=torch.float64)
+    ball = create_threat("linf", eps=float("inf"), bounds=None).bind(image)
+    moved = ball.project(image + 7)
+    assert torch.equal(moved[:, 0], image[:, 0] + 7)
+    assert torch.equal(moved[:, 1], image[:, 1])
+
+
+def test_a_parametric_threat_keeps_support_and_given_bounds_only():
+    image = torch.tensor([[[0.0, 1.0, 3.0]]], dtype=torch.float64)
+    threat = create_threat("parameter", eps=4.0, units="mm")
+    assert threat.describe() == "parameters <= 4 mm"
+    assert threat.bind(image).project(image * 9 + 1).tolist() == [[[0.0, 10.0, 28.0]]]
+    bounded = create_threat("parameter", eps=4.0, units="mm", bounds=(0.0, 12.0)).bind(image)
+    assert bounded.project(image * 9 + 1).tolist() == [[[0.0, 10.0, 12.0]]]
+    with pytest.raises(NotImplementedError, match="in its parameters"):
+        bounded.step(image, image, 1.0)
+    with pytest.raises(ConfigError, match="must be finite"):
+        create_threat("parameter", eps=float("inf"))

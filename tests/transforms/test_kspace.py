@@ -304,6 +304,21 @@ def test_rician_noise_has_a_root_mean_square_of_what_is_not_zero():
     torch.testing.assert_close(stepped[0, 0, 0, :3].tolist(), [(8 / 5) ** 0.5, (2 / 5) ** 0.5, 0.0])
 
 
+def test_no_value_leaves_what_noise_of_its_size_reaches():
+    """A search must not spend the energy of a million voxels on a few."""
+    noise = torch.zeros(1, 1, 2, 1000, dtype=torch.float64)
+    noise[..., 0] = 5.0
+    noise[..., 1:] = 0.01
+    for peak in (2.0, 6.0):
+        kept = Rician(peak).project({"noise": noise}, 0.3)["noise"]
+        assert kept.abs().max() <= peak * 0.3
+        assert torch.equal(Rician(peak).project({"noise": kept}, 0.3)["noise"], kept)
+        assert Rician(peak).size({"noise": kept}).item() <= 0.3 + 1e-12
+    assert Rician(2.0).size({"noise": noise}).item() == 2.5
+    with pytest.raises(ConfigError, match="peak must be at least 1"):
+        Rician(0.5)
+
+
 def test_negative_images_have_no_rician_noise():
     image = make_image(1, 2)[0]
     noise = torch.zeros(4, 2, *SHAPES[2])

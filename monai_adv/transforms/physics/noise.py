@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from monai_adv.errors import ConfigError
-from monai_adv.transforms.physics.effect import Effect, Parameters, draw
+from monai_adv.transforms.physics.effect import Effect, Parameters, above_zero, draw
 
 
 class Rician(Effect):
@@ -18,16 +18,26 @@ class Rician(Effect):
     The magnitude is 1 / SNR: .1 is an SNR of 10. It limits the root mean square of ``n1`` and of ``n2``, the noise of
     either receiver channel, per sequence; noise of exactly 0 is left out of that mean, so that only what may change
     counts. Parameter ``noise``: ``(C, 2, *spatial)``, the two components in units of the mean signal. Random noise is
-    Gaussian, so the image's is truly Rician; a search keeps the root mean square and gives up the distribution.
+    Gaussian, so the image's is truly Rician; a search keeps the root mean square and gives up the distribution, but no
+    value may leave what noise of that size reaches: without that limit it puts all its energy into a few voxels.
 
     Reference:
         Gudbjartsson and Patz, The Rician distribution of noisy MRI data, MRM 1995.
+
+    Args:
+        peak: largest absolute value of a component in multiples of the magnitude; Gaussian noise of a million voxels
+            stays below 6.
     """
 
     name: ClassVar[str] = "rician"
     units: ClassVar[str] = "1/SNR"
     default_magnitude: ClassVar[float] = 0.1
     positive: ClassVar[bool] = True
+
+    def __init__(self, peak: float = 6.0) -> None:
+        self.peak = above_zero("peak", peak)
+        if self.peak < 1:
+            raise ConfigError(f"peak must be at least 1, the root mean square itself, got {peak!r}")
 
     def shapes(self, image: Tensor, spacing: Sequence[float]) -> dict[str, tuple[int, ...]]:
         return {"noise": (image.shape[1], 2, *image.shape[2:])}
@@ -59,7 +69,8 @@ class Rician(Effect):
         return self.random(image, spacing, magnitude, generator)
 
     def project(self, parameters: Mapping[str, Tensor], magnitude: float) -> Parameters:
-        noise = parameters["noise"]
+        limit = self.peak * magnitude
+        noise = parameters["noise"].clamp(-limit, limit)
         size = root_mean_square(noise)
         inside = magnitude * (1 - 4 * torch.finfo(noise.dtype).eps)  # rounding leaves none too large
         factor = torch.where(size > magnitude, inside / torch.where(size > 0, size, 1.0), 1.0)
@@ -73,7 +84,8 @@ class Rician(Effect):
 
     def size(self, parameters: Mapping[str, Tensor]) -> Tensor:
         noise = parameters["noise"]
-        return root_mean_square(noise).flatten(1).amax(1).to(noise.dtype)
+        largest = noise.abs().flatten(1).amax(1) / self.peak
+        return torch.maximum(root_mean_square(noise).flatten(1).amax(1).to(noise.dtype), largest)
 
 
 def root_mean_square(noise: Tensor) -> Tensor:
