@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,8 @@ def attack_table(records: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per victim and setting: ``n`` subjects, mean Dice per region and over regions (``dice``), the
-        perturbation's norms and SSIM, success rate, passes and seconds per subject, ``rank`` by mean Dice within
+        perturbation's norms (for L-inf also the smallest, median and largest subject: the distribution of what a
+        minimum-norm attack needs) and SSIM, success rate, passes and seconds per subject, ``rank`` by mean Dice within
         victim and budget (1 is strongest; noise and clean take part) and ``wins``, the number of subjects for which
         the setting has the lowest Dice of its budget (ties count for all).
     """
@@ -40,6 +42,9 @@ def attack_table(records: pd.DataFrame) -> pd.DataFrame:
     table = per_case.groupby(level=keys, sort=False, dropna=False).mean()
     table.insert(0, "n", per_case.groupby(level=keys, sort=False, dropna=False).size())
     regions = scored.pivot_table(index=keys, columns="region", values="dice", aggfunc="mean", sort=False, dropna=True)
+    spread = per_case["linf_std"].groupby(level=keys, sort=False, dropna=False)
+    for name, share in (("min", 0.0), ("median", 0.5), ("max", 1.0)):
+        table[f"linf_std_{name}"] = spread.quantile(share)
     named = [r for r in REGIONS if r in regions]
     regions = regions[named + [r for r in regions if r not in named]].add_prefix("dice_")
     table = table.join(regions)
@@ -47,7 +52,8 @@ def attack_table(records: pd.DataFrame) -> pd.DataFrame:
     table["rank"] = table.groupby(level=by_budget, dropna=False)["dice"].rank(method="min")
     lowest = per_case["dice"].groupby(level=[*by_budget, "subject"], dropna=False).transform("min")
     table["wins"] = (per_case["dice"] <= lowest + 1e-9).groupby(level=keys, sort=False, dropna=False).sum()
-    columns = ["n", *regions.columns, "dice", *SIZES, "success", *COSTS, "rank", "wins"]
+    sizes = ["linf_std", "linf_std_min", "linf_std_median", "linf_std_max", *SIZES[1:]]
+    columns = ["n", *regions.columns, "dice", *sizes, "success", *COSTS, "rank", "wins"]
     order = ["victim", "norm", "units", "eps", "dice"]
     return table.reset_index().sort_values(order, kind="stable")[[*keys, *columns]].reset_index(drop=True)
 
@@ -89,7 +95,7 @@ def markdown(table: pd.DataFrame) -> str:
         lines = [f"### {victim}, {where} (n = {int(part['n'].max())})", "", _row(head), _row(["---"] * len(head))]
         for row in part.to_dict("records"):
             lines.append(_row([
-                row["attack"], *(f"{row[c]:.3f}" for c in regions), f"{row['dice']:.3f}", f"{row['linf_std']:.3g}",
+                row["attack"], *(f"{row[c]:.3f}" for c in regions), f"{row['dice']:.3f}", _size(row),
                 f"{row['l2_std']:.3g}", f"{row['ssim']:.4f}", _share(row["success"]), f"{row['forwards']:.0f}",
                 f"{row['backwards']:.0f}", f"{row['seconds']:.1f}", f"{row['wins']:.0f} of {row['n']}",
             ]))  # fmt: skip
@@ -113,6 +119,14 @@ def catalogue() -> str:
         mode = {"both": "both", "targeted": "targeted", "untargeted": "untargeted"}[kind.modes]
         lines.append(_row([f"`{name}`", first, kind.reference, mode, budget, options or "none"]))
     return "\n".join(lines) + "\n"
+
+
+def _size(row: Mapping[Any, Any]) -> str:
+    """Largest change of a voxel: the mean over subjects, or median and range where subjects differ."""
+    low, middle, high = (row[f"linf_std_{name}"] for name in ("min", "median", "max"))
+    if high <= 1.01 * low:
+        return f"{row['linf_std']:.3g}"
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _row(cells: Sequence[str]) -> str:

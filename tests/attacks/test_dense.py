@@ -146,6 +146,14 @@ def test_a_failed_search_returns_its_best_iterate():
     assert (result.score < result.clean_score).all()
 
 
+def test_the_clean_image_is_no_result():
+    """A step so large that it makes some predictions better than they were."""
+    victim, image, label = make_victim("smooth"), make_image(4), make_label("softmax", 4)
+    result = dag(steps=1, gamma=30.0)(victim, image, label)
+    assert (result.score > result.clean_score).any()
+    assert result.best_step.tolist() == [1] * 4
+
+
 def test_a_constant_model_is_not_moved():
     class Constant(nn.Module):
         def forward(self, x):

@@ -136,6 +136,17 @@ def test_nothing_has_a_scale(name, norm):
     torch.testing.assert_close(large.image, 1000 * small.image, rtol=1e-6, atol=1e-6)
 
 
+def test_steps_of_alma_prox_grow_until_there_is_a_success():
+    """25 steps of .02 would end at .5; the voxels that have to be fooled are more than twice as far."""
+    victim, image = linear("two"), make_image(2)
+    label = victim.predict(image)
+    expected = minimum(costs(victim, image, label, "linf"), 0.9, "linf")
+    assert (expected > 1).all()
+    result = create("alma_prox", steps=50, step_size=0.02)(victim, image, label)
+    assert None not in result.details["size"]
+    assert create("alma_prox", steps=50, step_size=0.0002)(victim, image, label).details["size"] == [None, None]
+
+
 @both
 def test_samples_that_nothing_moves_end_without_a_size(name):
     class Constant(nn.Module):
@@ -391,6 +402,9 @@ def test_targeted_attacks_and_details_of_the_attack_inside():
     assert (result.score >= 0.9).all()
     masked = create("minimal", attack="ifgsm", target="background", goal=0.9)(victim, image, label)
     assert masked.success.all()
+    inverted = create("minimal", attack="ifgsm", target="background", goal=0.9)(victim, image, label, target=1 - label)
+    assert torch.equal(inverted.score, (inverted.prediction != label).flatten(1).double().mean(1))
+    assert inverted.success.all()
     inside = create("minimal", attack={"name": "dag", "steps": 5})(victim, image, label)
     assert len(inside.details["dag.fooled"]) == 2
     noise = create("minimal", attack={"name": "noise"}, largest=8.0)(victim, image, label)

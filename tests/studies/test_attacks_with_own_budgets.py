@@ -145,6 +145,14 @@ def test_the_table_ranks_within_a_budget_and_counts_wins() -> None:
     assert "linf, eps 0.1 std (n = 2)" in text
 
 
+def test_the_spread_of_a_minimum_norm_is_shown() -> None:
+    frame = records({"clean": [0.9, 0.8, 0.7], "fmn": [0.4, 0.4, 0.3]})
+    frame.loc[frame["attack"] == "fmn", ["eps", "linf_std"]] = [[np.inf, v] for v in (0.1, 0.1, 0.2, 0.2, 0.6, 0.6)]
+    table = attack_table(frame).set_index("attack")
+    assert table.loc["fmn", ["linf_std_min", "linf_std_median", "linf_std_max"]].tolist() == [0.1, 0.2, 0.6]
+    assert "0.2 (0.1 to 0.6)" in markdown(table.reset_index())
+
+
 def test_runs_are_joined_and_must_agree(tmp_path: Path) -> None:
     records({"clean": [0.9, 0.8], "a": [0.5, 0.5]}).to_csv(tmp_path / "one.csv", index=False)
     records({"clean": [0.9, 0.8], "b": [0.4, 0.4]}).to_csv(tmp_path / "two.csv", index=False)
