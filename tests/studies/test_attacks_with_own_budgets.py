@@ -51,7 +51,7 @@ def test_every_attack_is_run_at_its_own_budgets(study: dict[str, Any], tmp_path:
     checks = {c.name: c for c in run_checks(table)}
     assert checks["perturbation within the budget"].status == "PASS"
     assert checks["zero outside the support"].status == "PASS"
-    page = write_study_report(tmp_path / "run")[0]
+    page = write_study_report(tmp_path / "run")[1]
     assert "deformation 3 mm" in Path(page).read_text(encoding="utf-8")
 
 
