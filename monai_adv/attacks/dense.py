@@ -140,6 +140,6 @@ def _derangement(classes: int, generator: Generator) -> Tensor:
 def _largest_is(gamma: float, gradient: Tensor, ball: Ball) -> Tensor:
     """The gradient as a step in image units whose largest entry is ``gamma`` units; none where there is no gradient."""
     # in units u = delta / scale the gradient is g * scale, and a step of u is scaled back
-    step = torch.where(ball.mask, gradient * ball.scale, torch.zeros_like(gradient))
+    step = ball.gradient_in_units(gradient)
     peak = step.abs().flatten(1).amax(1).view(-1, *[1] * (step.dim() - 1))
     return gamma * (step / torch.where(peak > 0, peak, torch.ones_like(peak))) * ball.scale

@@ -288,7 +288,7 @@ class ALMAProx(MinimumNorm):
             tangent = _REDUCTION / (1 - _REDUCTION) * (self.steps - turned)
             rate = (self.step_size or 0.1 * unit) / unit * tangent / ((step - turned).clamp_min(0) + tangent)
             rate = rate * _GROWTH ** (turned.clamp_max(step) / max(1, self.steps // 2))
-            gradient = _in_units(ball, gradient) * _per_sample(unit, gradient)
+            gradient = ball.gradient_in_units(gradient) * _per_sample(unit, gradient)
             average = _MEMORY * average + (1 - _MEMORY) * gradient.square()
             metric = (average / (1 - _MEMORY ** (step + 1))).sqrt().clamp_min(1e-8)
             u = u - _per_sample(rate, u) * gradient / metric
@@ -319,20 +319,15 @@ def _per_sample(values: Tensor, image: Tensor) -> Tensor:
     return values.to(image.dtype).view(-1, *[1] * (image.dim() - 1))
 
 
-def _in_units(ball: Ball, gradient: Tensor) -> Tensor:
-    """The gradient by the perturbation in units, zero where nothing may change."""
-    return torch.where(ball.mask, gradient * ball.scale, torch.zeros_like(gradient))
-
-
 def _dual_norm(ball: Ball, gradient: Tensor) -> Tensor:
     """How fast the loss can grow per unit of the ball's norm, ``(B,)`` float64: L1 for L-inf, L2 for L2."""
-    inside = _in_units(ball, gradient).double().flatten(1)
+    inside = ball.gradient_in_units(gradient).double().flatten(1)
     return inside.abs().sum(1) if isinstance(ball, LInfBall) else inside.norm(dim=1)
 
 
 def _steepest(ball: Ball, gradient: Tensor, size: Tensor) -> Tensor:
     """A step of ``size`` units per sample along the steepest direction of the norm, in image units."""
-    inside = _in_units(ball, gradient)
+    inside = ball.gradient_in_units(gradient)
     if isinstance(ball, LInfBall):
         return inside.sign() * _per_sample(size, inside) * ball.scale
     peak = inside.abs().flatten(1).amax(1)

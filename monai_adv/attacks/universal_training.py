@@ -278,7 +278,7 @@ class _Training:
                 objective = _Towards(run, self.confidence)
                 gradient = run.gradient(image, loss=objective, candidate=False)
                 dice = objective.dice
-        units = torch.where(ball.mask, gradient * ball.scale, torch.zeros_like(gradient))[0]
+        units = ball.gradient_in_units(gradient)[0]
         # without an overlap of the grids there is no path back
         back = torch.autograd.grad(on, leaf, units)[0] if on.requires_grad else torch.zeros_like(leaf)
         return back.to(perturbation.data), float(run.trace[-1]["loss"].mean()), float(dice.mean())

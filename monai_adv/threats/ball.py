@@ -65,6 +65,10 @@ class Ball(ABC):
     def size(self, image: Tensor) -> Tensor:
         """Norm of ``image - clean`` in units, ``(B,)``."""
 
+    def gradient_in_units(self, gradient: Tensor) -> Tensor:
+        """Gradient by the perturbation in units from that by the image; zero where nothing may change."""
+        return torch.where(self.mask, gradient * self.scale, torch.zeros_like(gradient))
+
     def _bounded(self, image: Tensor) -> Tensor:
         # the clean image lies within the bounds, so clipping only shortens the perturbation
         if self.low is not None:
@@ -151,7 +155,7 @@ class L2Ball(Ball):
 
     def step(self, image: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         # in units u = delta / scale the gradient is g * scale, and a step of u is scaled back
-        gradient = torch.where(self.mask, gradient * self.scale, torch.zeros_like(gradient))
+        gradient = self.gradient_in_units(gradient)
         # largest entry 1: the gradient of a saturated network is so small that size / length overflows float32
         peak = gradient.abs().flatten(1).amax(1)
         gradient = gradient / self._flat(torch.where(peak > 0, peak, torch.ones_like(peak)))
