@@ -7,6 +7,7 @@ bit. *Fooled* is a voxel (bit) whose prediction is not the label; masks and weig
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -138,7 +139,30 @@ class MaskedCrossEntropy(AttackLoss):
 
 
 @dataclass(frozen=True)
-class BalancedCrossEntropy(AttackLoss):
+class _Masked(AttackLoss):
+    """A loss over the voxels that are not fooled (targeted: not at the target) yet, or over all."""
+
+    masked: bool = True
+
+    @abstractmethod
+    def _values(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None) -> Tensor:
+        """What every voxel contributes, ``(B, 1 or K, *spatial)``, before weight and mask."""
+
+    @property
+    def progress(self) -> AttackLoss:
+        return replace(self, masked=False) if self.masked else self
+
+    def __call__(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
+        values = self._values(logits, label, head, weight)
+        return _sum(values * _correct(logits, label, head) if self.masked else values, weight)
+
+    def towards(self, logits: Tensor, target: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
+        values = -self._values(logits, target, head, weight)
+        return _sum(values * (1 - _correct(logits, target, head)) if self.masked else values, weight)
+
+
+@dataclass(frozen=True)
+class BalancedCrossEntropy(_Masked):
     """Masked cross entropy in which each class of the label weighs the same: for means over classes, as IoU and Dice.
 
     A voxel of class c weighs ``n / (C n_c)``, with n voxels counted, n_c of them of class c, and C classes present;
@@ -152,19 +176,8 @@ class BalancedCrossEntropy(AttackLoss):
         masked: only voxels that are not fooled (targeted: not at the target) yet.
     """
 
-    masked: bool = True
-
-    @property
-    def progress(self) -> AttackLoss:
-        return replace(self, masked=False) if self.masked else self
-
-    def __call__(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
-        values = -_true_log_probability(logits, label, head) * _balance(logits, label, head, weight)
-        return _sum(values * _correct(logits, label, head) if self.masked else values, weight)
-
-    def towards(self, logits: Tensor, target: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
-        values = _true_log_probability(logits, target, head) * _balance(logits, target, head, weight)
-        return _sum(values * (1 - _correct(logits, target, head)) if self.masked else values, weight)
+    def _values(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None) -> Tensor:
+        return -_true_log_probability(logits, label, head) * _balance(logits, label, head, weight)
 
 
 @dataclass(frozen=True)
@@ -187,7 +200,7 @@ class JensenShannon(AttackLoss):
 
 
 @dataclass(frozen=True)
-class Spherical(AttackLoss):
+class Spherical(_Masked):
     """Masked spherical loss: minus the true logit of logits that are normalised to length 1, ``-z_y / ||z||_2``.
 
     Up to a constant that is half the squared distance from the one-hot label to the logits on the unit sphere; it is
@@ -204,19 +217,8 @@ class Spherical(AttackLoss):
         masked: only voxels that are not fooled (targeted: not at the target) yet.
     """
 
-    masked: bool = True
-
-    @property
-    def progress(self) -> AttackLoss:
-        return replace(self, masked=False) if self.masked else self
-
-    def __call__(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
-        values = -_on_sphere(logits, label, head)
-        return _sum(values * _correct(logits, label, head) if self.masked else values, weight)
-
-    def towards(self, logits: Tensor, target: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:
-        values = _on_sphere(logits, target, head)
-        return _sum(values * (1 - _correct(logits, target, head)) if self.masked else values, weight)
+    def _values(self, logits: Tensor, label: Tensor, head: Head, weight: Tensor | None) -> Tensor:
+        return -_on_sphere(logits, label, head)
 
 
 def _on_sphere(logits: Tensor, label: Tensor, head: Head) -> Tensor:
