@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from torch import Generator, Tensor
 
 from monai_adv.attacks.result import AttackResult
 from monai_adv.attacks.run import Run, working
+from monai_adv.data.meta import spacing_of
 from monai_adv.errors import ConfigError, NonFiniteError
 from monai_adv.losses import AttackLoss, as_loss, check_target_rule
 from monai_adv.threats import Ball, Threat
@@ -46,6 +46,7 @@ class Attack(ABC):
             (``inf`` is unbounded); None if it does.
         moves_voxels: whether a voxel's new value may come from anywhere in the image.
         fixed_loss: whether the method has a loss of its own; it then takes no ``loss``.
+        white_box: whether it takes gradients of the victim itself.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class Attack(ABC):
     default_eps: ClassVar[tuple[float, ...] | None] = None
     moves_voxels: ClassVar[bool] = False
     fixed_loss: ClassVar[bool] = False
+    white_box: ClassVar[bool] = True
     targeted: bool = False
 
     def __init__(
@@ -180,8 +182,9 @@ class Attack(ABC):
         if generator is None:
             generator = Generator().manual_seed(self.seed)
         voxel_size = spacing_of(image, spacing)
-        with victim.attacked(None if self.moves_voxels else ball.mask, plain):
-            run = Run(self, victim, ball, label, weight, target, generator, voxel_size, _affine(image, affine))
+        place = _affine(image, affine)
+        with victim.attacked(None if self.moves_voxels else ball.mask, plain, place):
+            run = Run(self, victim, ball, label, weight, target, generator, voxel_size, place)
             numbers = generator.get_state()
             results = []
             for value in eps:
@@ -218,19 +221,6 @@ class Attack(ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.parameters().items() if k != "threat")
         return f"{type(self).__name__}({self.threat!r}, {arguments})"
-
-
-def spacing_of(image: Tensor, given: Sequence[float] | None) -> tuple[float, ...]:
-    """Voxel size of a batch in mm: the given one, a MetaTensor's own, or 1."""
-    dims = image.dim() - 2
-    if given is None and isinstance(image, MetaTensor):
-        affine = torch.as_tensor(image.affine).double()
-        affine = affine[0] if affine.dim() == 3 else affine
-        given = torch.linalg.norm(affine[:dims, :dims], dim=0).tolist()
-    spacing = (1.0,) * dims if given is None else tuple(float(s) for s in given)
-    if len(spacing) != dims or not all(0 < s < math.inf for s in spacing):
-        raise ConfigError(f"spacing {spacing} must be {dims} sizes in mm, each > 0")
-    return spacing
 
 
 def _affine(image: Tensor, given: Tensor | None) -> Tensor | None:

@@ -43,6 +43,7 @@ class Square(Attack):
 
     name: ClassVar[str] = "square"
     reference: ClassVar[str] = "Andriushchenko et al. 2020"
+    white_box: ClassVar[bool] = False
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 
     def __init__(
@@ -140,6 +141,7 @@ class Transfer(Attack):
 
     name: ClassVar[str] = "transfer"
     reference: ClassVar[str] = "Papernot et al. 2016"
+    white_box: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -188,6 +190,7 @@ class Transfer(Attack):
             target=target,
             generator=run.generator,
             spacing=run.spacing,
+            affine=run.affine,
         )
         run.consider(crafted.image)
         batch = len(run.clean)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from monai.data import MetaTensor
 from torch import Generator, Tensor
 
 from monai_adv.attacks.base import Attack
 from monai_adv.attacks.result import AttackResult, Cost
 from monai_adv.attacks.run import Run, working
+from monai_adv.data.meta import like
 from monai_adv.errors import ConfigError
 from monai_adv.threats import Threat
 from monai_adv.victims import Victim
@@ -154,11 +154,7 @@ def _worst(labels: list[str], results: list[AttackResult], targeted: bool) -> At
         return torch.stack([tensors[member][b] for b, member in enumerate(best.tolist())])
 
     first = results[0].image
-    image, perturbation = chosen("image"), chosen("perturbation")
-    if isinstance(first, MetaTensor):
-        image, perturbation = (
-            MetaTensor(x, meta=first.meta, applied_operations=first.applied_operations) for x in (image, perturbation)
-        )
+    image, perturbation = (like(chosen(name), first) for name in ("image", "perturbation"))
     trace: list[dict[str, Any]] = []
     offsets, cost = [], Cost()
     details: dict[str, list[Any]] = {"winner": [labels[member] for member in best.tolist()]}

@@ -169,7 +169,7 @@ class FMN(MinimumNorm):
                 gradient = run.gradient(image, loss=objective, candidate=step > 0)
             logits = torch.stack(seen).mean(0)
             seen.clear()
-            met = self._met(run, run.head.predict(logits), run.trace[-1]["score"])
+            met = self._met(run, run.victim.discretise(logits), run.trace[-1]["score"])
             size = ball.size(image).double()
             found = best.isfinite()
             best = torch.where(met & (size < best), size, best)
@@ -255,7 +255,7 @@ class ALMAProx(MinimumNorm):
         def objective(logits: Tensor) -> Tensor:
             nonlocal followed, met
             if followed < step:  # of several draws the first decides
-                prediction = run.head.predict(logits.detach())
+                prediction = run.victim.discretise(logits)
                 met = self._met(run, prediction, run.score(prediction))
                 state.follow(logits.detach(), met, step)
                 followed = step

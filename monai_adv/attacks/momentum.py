@@ -51,8 +51,11 @@ class MIFGSM(IFGSM):
         self.decay = decay
 
     def _direction(self, run: Run, gradient: Tensor, before: Tensor | None) -> Tensor:
-        gradient = torch.where(run.ball.mask, gradient, torch.zeros_like(gradient))
-        length = (gradient * run.ball.scale).abs().flatten(1).sum(1, dtype=torch.float64)
+        gradient = gradient * run.ball.mask  # finite, as the run has made sure
+        per_channel = torch.linalg.vector_norm(gradient.flatten(2), 1, dim=2, dtype=torch.float64)
+        length = (per_channel * run.ball.scale.flatten(1)).sum(1)
         length = torch.where(length > 0, length, torch.ones_like(length)).to(gradient.dtype)
-        gradient = gradient / length.view(-1, *[1] * (gradient.dim() - 1))
-        return gradient if before is None else torch.add(gradient, before, alpha=self.decay)
+        length = length.view(-1, *[1] * (gradient.dim() - 1))
+        if before is None:
+            return gradient / length
+        return torch.addcdiv(before if self.decay == 1 else before * self.decay, gradient, length)

@@ -61,6 +61,7 @@ _CLASSES: tuple[type[Attack], ...] = (
 ATTACKS: dict[str, type[Attack]] = {cls.name: cls for cls in _CLASSES}
 
 
+THREAT_OPTIONS = ("units", "channels", "bounds", "support", "proportions", "quantize")
 _NO_OPTION = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
 
 
@@ -76,7 +77,7 @@ def create(name: str, eps: float | None = None, *, norm: str | None = None, **op
         name: see :func:`available`.
         eps: budget, in ``units`` (or in the attack's own); if None .1, or the attack's own default.
         norm: "linf" or "l2"; the first the attack searches if None.
-        **options: of the threat (units, channels, bounds, support) and of the attack (loss, steps, target ...).
+        **options: of the threat (:data:`THREAT_OPTIONS`) and of the attack (loss, steps, target ...).
 
     Raises:
         ConfigError: for an unknown name or option; the message lists what there is.
@@ -89,8 +90,8 @@ def create(name: str, eps: float | None = None, *, norm: str | None = None, **op
     if eps is None:
         eps = 0.1 if kind.default_eps is None else kind.default_eps[0]
     norm = kind.norms[0] if norm is None else norm
-    threat_options = {k: options.pop(k) for k in ("units", "channels", "bounds", "support") if k in options}
-    for key in ("channels", "bounds"):  # lists in YAML
+    threat_options = {k: options.pop(k) for k in THREAT_OPTIONS if k in options}
+    for key in ("channels", "bounds", "proportions"):  # lists in YAML
         if isinstance(threat_options.get(key), list):
             threat_options[key] = tuple(threat_options[key])
     if kind.units is not None and threat_options.setdefault("units", kind.units) != kind.units:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.data import MetaTensor
 from torch import Generator, Tensor
 
 from monai_adv.attacks.result import AttackResult, Cost
+from monai_adv.data.meta import like, plain
 from monai_adv.errors import ConfigError, NonFiniteError
 from monai_adv.losses import AttackLoss, make_target, target_agreement
 from monai_adv.threats import Ball
@@ -103,7 +103,7 @@ class Run:
             drawn = drawn or [self._logits(self.clean) for _ in range(attack.draws)]
         self.clean_logits = drawn[0] if len(drawn) == 1 else torch.stack(drawn).mean(0)
         if attack.label_source == "prediction":
-            label = self.head.predict(self.clean_logits)
+            label = self.victim.discretise(self.clean_logits)
         elif label is None:
             raise ConfigError(f"{attack.name} needs a label, or label_source='prediction'")
         self.label = self.head.check_label(label, self.clean_logits)
@@ -116,7 +116,7 @@ class Run:
                 rule, self.label, self.clean_logits, self.head, spacing=spacing, support=ball.mask
             )
         # the mean of the draws' scores, as that of every iterate: the mean logits of a random victim score higher
-        self.clean_score = torch.stack([self.score(self.head.predict(logits)) for logits in drawn]).mean(0)
+        self.clean_score = torch.stack([self.score(self.victim.discretise(logits)) for logits in drawn]).mean(0)
 
     def start_budget(self, eps: float) -> None:
         """Forget the best iterate and go to another budget."""
@@ -150,6 +150,7 @@ class Run:
             warp: moves label, target and weight with the image (nearest neighbour), for geometric attacks.
             parameters: of a physical attack, tensors ``(B, ...)`` that made the image; kept with the best iterate.
         """
+        image = self.ball.store(image)  # the gradient passes straight through the rounding
         total: Tensor | None = None
         found: list[tuple[Tensor, Tensor]] = []
         for _ in range(self.attack.draws):
@@ -208,6 +209,7 @@ class Run:
         Returns:
             Its entry of the trace: loss and score per sample.
         """
+        image = self.ball.store(image)
         found = []
         with torch.no_grad():
             for _ in range(self.attack.draws):
@@ -220,7 +222,7 @@ class Run:
     def logits(self, image: Tensor) -> Tensor:
         """Logits without a graph, counted as a forward pass and considered for nothing."""
         with torch.no_grad():
-            return self._mean_logits(image)
+            return self._mean_logits(self.ball.store(image))
 
     def score(self, prediction: Tensor, warp: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Mean Dice against the label or agreement with the target, ``(B,)`` float64."""
@@ -270,11 +272,7 @@ class Run:
         cost = Cost(self._forwards, self._backwards, time.perf_counter() - self._started)
         self._forwards = self._backwards = 0
         self._started = time.perf_counter()
-        if isinstance(given, MetaTensor):
-            image, perturbation = (
-                MetaTensor(x, meta=given.meta, applied_operations=given.applied_operations)
-                for x in (image, perturbation)
-            )
+        image, perturbation = like(image, given), like(perturbation, given)
         return AttackResult(
             image, perturbation, prediction, label, self.reached(score), score, self.clean_score, step,
             self.trace, cost, kept, self.details,
@@ -327,11 +325,11 @@ class Run:
         if not bool(torch.isfinite(objective).all()):
             raise NonFiniteError("the attack's loss is NaN or infinite")
         # over several draws of a random victim: the mean score, and the prediction of the mean logits
-        predictions = [self.head.predict(logits) for logits, _ in found]
+        predictions = [self.victim.discretise(logits) for logits, _ in found]
         score = torch.stack([self.score(p, warp) for p in predictions]).mean(0)
         prediction = predictions[0]
         if len(found) > 1:
-            prediction = self.head.predict(torch.stack([logits for logits, _ in found]).mean(0))
+            prediction = self.victim.discretise(torch.stack([logits for logits, _ in found]).mean(0))
         self.trace.append(
             {"step": self._step, "restart": restart, "loss": objective, "score": score, "zero_gradient": zero}
         )
@@ -349,5 +347,5 @@ class Run:
 
 def working(tensor: Tensor) -> Tensor:
     """A plain tensor that may take part in a graph."""
-    tensor = (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).detach()
+    tensor = plain(tensor).detach()
     return tensor.clone() if tensor.is_inference() else tensor

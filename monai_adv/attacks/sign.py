@@ -28,6 +28,7 @@ class Noise(Attack):
 
     name: ClassVar[str] = "noise"
     reference: ClassVar[str] = "control"
+    white_box: ClassVar[bool] = False
     modes: ClassVar[str] = "untargeted"
 
     def __init__(

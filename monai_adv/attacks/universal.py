@@ -226,6 +226,7 @@ class Universal(Attack):
 
     name: ClassVar[str] = "universal"
     reference: ClassVar[str] = "Moosavi-Dezfooli et al. 2017"
+    white_box: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -11,9 +11,10 @@ import torch
 from monai.data import MetaTensor
 from torch import Generator, Tensor
 
-from monai_adv.attacks.base import positive, spacing_of
+from monai_adv.attacks.base import positive
 from monai_adv.attacks.run import Run, working
 from monai_adv.attacks.universal import MODES, Universal, UniversalPerturbation, check_placement, check_threat, placed
+from monai_adv.data.meta import spacing_of
 from monai_adv.errors import ConfigError, DataError
 from monai_adv.losses import AttackLoss
 from monai_adv.threats import Threat
@@ -263,7 +264,7 @@ class _Training:
         blank = None
         if self.channels is not None and not self._needs_logits():
             blank = subject.image.new_zeros(1).expand(1, self.channels, *shape)  # a pass saved: nobody looks at it
-        with self.victim.attacked(ball.mask, subject.image):
+        with self.victim.attacked(ball.mask, subject.image, subject.affine):
             run = Run(
                 self.attack(target), self.victim, ball, subject.label, None, None, self.generator, subject.spacing,
                 clean_logits=blank,
@@ -308,7 +309,7 @@ class _Towards:
         run = self.run
         assert run.target is not None
         values = logits.detach()
-        self.dice = mean_dice(run.head.predict(values), run.label, run.head)
+        self.dice = mean_dice(run.victim.discretise(values), run.label, run.head)
         sure = confident(values, run.target, run.head, self.confidence)
         # they keep their place in the sums of a Dice and have no gradient
         return run.attack.loss.towards(torch.where(sure, values, logits), run.target, run.head)

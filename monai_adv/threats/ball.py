@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from monai_adv.errors import ConfigError
+from monai_adv.threats.levels import Levels
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Ball(ABC):
         eps: budget in units.
         low: lower bound per channel, or None.
         high: upper bound per channel, or None.
+        levels: the values the image's file can hold, or None for any.
     """
 
     clean: Tensor
@@ -31,6 +33,7 @@ class Ball(ABC):
     eps: float
     low: Tensor | None = None
     high: Tensor | None = None
+    levels: Levels | None = None
 
     def with_eps(self, eps: float) -> Ball:
         """The same set with another budget."""
@@ -64,6 +67,25 @@ class Ball(ABC):
     @abstractmethod
     def size(self, image: Tensor) -> Tensor:
         """Norm of ``image - clean`` in units, ``(B,)``."""
+
+    def store(self, image: Tensor) -> Tensor:
+        """An allowed image as its file would hold it: rounded to the levels, still inside; itself without levels."""
+        if self.levels is None:
+            return image
+        number = torch.clamp(self.levels.number(image).round(), *self._level_range)
+        stored = torch.where(number == self._clean_number, self.clean, self.levels.value(number).to(image.dtype))
+        return torch.where(self.mask, stored, self.clean)
+
+    @cached_property
+    def _clean_number(self) -> Tensor:
+        assert self.levels is not None
+        return self.levels.number(self.clean).round()
+
+    @cached_property
+    def _level_range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest stored number that is allowed."""
+        assert self.levels is not None
+        return self.levels.range(self.low, self.high)
 
     def gradient_in_units(self, gradient: Tensor) -> Tensor:
         """Gradient by the perturbation in units from that by the image; zero where nothing may change."""
@@ -122,6 +144,11 @@ class LInfBall(Ball):
         radius = torch.where(self.scale > 0, self.eps * self.scale, torch.zeros_like(self.scale))
         return self._bounded(self.clean - radius), self._bounded(self.clean + radius)
 
+    @cached_property
+    def _level_range(self) -> tuple[Tensor, Tensor]:
+        assert self.levels is not None
+        return self.levels.range(*self._box)
+
     def project(self, image: Tensor) -> Tensor:
         return torch.clamp(image, *self._box)
 
@@ -152,6 +179,15 @@ class L2Ball(Ball):
         factor = (self.eps / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
         shrunk = self.clean + delta * self._flat(factor).to(delta.dtype)
         return self._bounded(torch.where(self._flat(length > self.eps), shrunk, image))
+
+    def store(self, image: Tensor) -> Tensor:
+        stored = super().store(image)
+        if self.levels is None:
+            return stored
+        # rounding may lengthen the perturbation beyond the budget; cut towards the clean image it cannot
+        cut = (self.levels.number(image) - self._clean_number).trunc() + self._clean_number
+        shorter = super().store(self.levels.value(cut).to(image.dtype))
+        return torch.where(self._flat(self.size(stored) > self.eps), shorter, stored)
 
     def step(self, image: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         # in units u = delta / scale the gradient is g * scale, and a step of u is scaled back

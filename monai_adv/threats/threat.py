@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from monai_adv.errors import ConfigError
 from monai_adv.threats.ball import Ball, L2Ball, LInfBall, ParametricBall
+from monai_adv.threats.levels import Levels, Quantize, check_quantize
 from monai_adv.threats.units import UNITS, foreground, unit_scale
 
 Bounds = str | tuple[float | Sequence[float], float | Sequence[float]] | None
@@ -33,6 +34,11 @@ class Threat(ABC):
         bounds: "data" (each channel stays between the clean image's smallest and largest value), a pair
             ``(low, high)`` of numbers or of one number per channel, or None for no bounds.
         support: "foreground" (voxels where the channel is not zero) or "all"; a mask given to :meth:`bind` overrules.
+        proportions: the modalities' own budgets as multiples of ``eps``, one number >= 0 per channel, e.g. with
+            ``eps=1, units="absolute"`` the budget of each in scanner units; equal if None.
+        quantize: the integer type the image is stored in ("int16" ...), or ``{"dtype": "int16", "slope": 0.5,
+            "inter": 0}``: every image an attack tries, and returns, holds values of such a file (gradients pass
+            straight through the rounding). None leaves values free.
     """
 
     eps: float
@@ -40,6 +46,8 @@ class Threat(ABC):
     channels: tuple[int, ...] | None = None
     bounds: Bounds = "data"
     support: str = "foreground"
+    proportions: tuple[float, ...] | None = None
+    quantize: Quantize = None
     norm: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -56,6 +64,14 @@ class Threat(ABC):
             object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
             if not self.channels:
                 raise ConfigError("channels is empty: name at least one modality or leave it out for all")
+        if self.proportions is not None:
+            try:
+                object.__setattr__(self, "proportions", tuple(float(p) for p in self.proportions))
+            except (TypeError, ValueError):
+                raise ConfigError(f"proportions need one number per channel, got {self.proportions!r}") from None
+            if not all(0 <= p < math.inf for p in self.proportions):
+                raise ConfigError(f"proportions must be finite and >= 0, got {list(self.proportions)}")
+        check_quantize(self.quantize)
 
     def _check_units(self) -> None:
         if self.units not in UNITS:
@@ -98,10 +114,19 @@ class Threat(ABC):
                 + ("" if self.units == "absolute" else f" or constant, so that one {self.units} of it is 0")
             )
         low, high = self._limits(image)
-        return self._ball(image.detach(), mask, scale, low, high)
+        ball = self._ball(image.detach(), mask, scale, low, high)
+        ball.levels = Levels.of(self.quantize, ball.clean)
+        return ball
 
     def _scale(self, image: Tensor, mask: Tensor) -> Tensor:
-        return unit_scale(image, mask, self.units)
+        scale = unit_scale(image, mask, self.units)
+        if self.proportions is None:
+            return scale
+        if len(self.proportions) != image.shape[1]:
+            raise ConfigError(
+                f"{len(self.proportions)} proportions for {image.shape[1]} channels: give one for each modality"
+            )
+        return scale * torch.as_tensor(self.proportions, dtype=scale.dtype, device=scale.device).view_as(scale[:1])
 
     def _limits(self, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.bounds is None:
@@ -130,10 +155,21 @@ class Threat(ABC):
 
     def describe(self) -> str:
         """One line for tables and reports, e.g. ``L-inf <= 0.1 std``."""
-        where = "" if self.channels is None else f", channels {list(self.channels)}"
         if math.isinf(self.eps):
-            return f"unbounded {self.norm_name} in {self.units}{where}"
-        return f"{self.norm_name} <= {self.eps:g} {self.units}{where}"
+            return f"unbounded {self.norm_name} in {self.units}{self._where()}"
+        return f"{self.norm_name} <= {self.eps:g} {self.units}{self._where()}"
+
+    def _where(self) -> str:
+        found = "" if self.channels is None else f", channels {list(self.channels)}"
+        if self.proportions is not None:
+            found += f", times {[float(f'{p:.4g}') for p in self.proportions]}"
+        if self.quantize is not None:
+            found += f", stored as {self.quantize if isinstance(self.quantize, str) else self.quantize['dtype']}"
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """Every field as plain data, for records."""
+        return {"norm": self.norm, **asdict(self)}
 
     @property
     def norm_name(self) -> str:
@@ -182,6 +218,8 @@ class Parametric(Threat):
         channels: modalities that may change.
         bounds: None (default: the change is real physics) or as :class:`Threat`, then the image is clipped.
         support: as :class:`Threat`; voxels that may change where the change acts on intensities.
+        proportions: None; a physical change has one budget.
+        quantize: as :class:`Threat`.
     """
 
     norm: ClassVar[str] = "parameter"
@@ -193,9 +231,14 @@ class Parametric(Threat):
         channels: tuple[int, ...] | None = None,
         bounds: Bounds = None,
         support: str = "foreground",
+        proportions: None = None,
+        quantize: Quantize = None,
     ) -> None:
+        if proportions is not None:
+            raise ConfigError("proportions belong to voxelwise budgets; a physical change has one")
         for name, value in {
-            "eps": eps, "units": units, "channels": channels, "bounds": bounds, "support": support
+            "eps": eps, "units": units, "channels": channels, "bounds": bounds, "support": support,
+            "proportions": None, "quantize": quantize,
         }.items():  # fmt: skip
             object.__setattr__(self, name, value)
         self.__post_init__()
@@ -211,8 +254,7 @@ class Parametric(Threat):
         return ParametricBall(clean, mask, scale, self.eps, low, high)
 
     def describe(self) -> str:
-        where = "" if self.channels is None else f", channels {list(self.channels)}"
-        return f"parameters <= {self.eps:g} {self.units}{where}"
+        return f"parameters <= {self.eps:g} {self.units}{self._where()}"
 
 
 THREATS: dict[str, type[Threat]] = {"linf": LInf, "l2": L2, "parameter": Parametric}
