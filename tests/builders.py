@@ -1,4 +1,4 @@
-"""Small NIfTI cohorts, sound or broken on purpose, for the tests of every folder."""
+"""Small cohorts of image files, sound or broken on purpose, for the tests of every folder."""
 
 from __future__ import annotations
 
@@ -57,6 +57,28 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray = LPS, sform: 
     return path
 
 
+def write_itk(path: Path, array: np.ndarray, affine: np.ndarray = LPS, compress: bool = True) -> Path:
+    """Write NRRD or MetaImage with SimpleITK alone; the affine is RAS, three or four axes x, y, z(, channel)."""
+    import SimpleITK as sitk
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T), isVector=False)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing, direction = np.linalg.norm(lps[:3, :3], axis=0), np.eye(array.ndim)
+    direction[:3, :3] = lps[:3, :3] / spacing
+    more = [0.0] * (array.ndim - 3)
+    image.SetSpacing([*map(float, spacing), *(1.0 for _ in more)])
+    image.SetOrigin([*map(float, lps[:3, 3]), *more])
+    image.SetDirection(direction.ravel().tolist())
+    sitk.WriteImage(image, str(path), compress)
+    return path
+
+
+def write_volume(path: Path, array: np.ndarray, affine: np.ndarray = LPS) -> Path:
+    """Write in the format of the name."""
+    return write_nifti(path, array, affine) if ".nii" in path.name else write_itk(path, array, affine)
+
+
 def case_file(root: Path, subject: str, role: str, naming: str = "2021", suffix: str = ".nii.gz") -> Path:
     """Where a file of a case lies: role is a modality or ``"label"``."""
     if naming == "msd":
@@ -87,8 +109,8 @@ def make_case(
         shape, affine, seed: of the volumes.
         label: whether a label is written.
         label_dtype: type of the label file.
-        suffix: ``".nii.gz"`` or ``".nii"``.
-        corrupt: a key of :data:`CORRUPTIONS` to apply to one file.
+        suffix: ``".nii.gz"``, ``".nii"``, ``".nrrd"``, ``".mha"`` or ``".mhd"``.
+        corrupt: a key of :data:`CORRUPTIONS` (or :data:`ITK_CORRUPTIONS`, by the suffix) to apply to one file.
         role: the modality (or ``"label"``) whose file is corrupted.
 
     Returns:
@@ -97,18 +119,19 @@ def make_case(
     volumes = brain_volumes(shape, seed)
     if naming == "msd":
         four = np.stack([volumes[name] for name in MSD_ORDER], axis=-1)
-        write_nifti(case_file(root, subject, "image", naming, suffix), four, affine)
+        write_volume(case_file(root, subject, "image", naming, suffix), four, affine)
         modality = {str(index): name for index, name in enumerate(("FLAIR", "T1w", "t1gd", "T2w"))}
         labels = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
         (root / "dataset.json").write_text(json.dumps({"modality": modality, "labels": labels}))
     else:
         for name in MODALITIES:
-            write_nifti(case_file(root, subject, name, naming, suffix), volumes[name], affine)
+            write_volume(case_file(root, subject, name, naming, suffix), volumes[name], affine)
     if label:
         numbers = np.asarray(LABEL_VALUES[naming])[volumes["label"]].astype(label_dtype)
-        write_nifti(case_file(root, subject, "label", naming, suffix), numbers, affine)
+        write_volume(case_file(root, subject, "label", naming, suffix), numbers, affine)
     if corrupt is not None:
-        CORRUPTIONS[corrupt](case_file(root, subject, role, naming, suffix))
+        broken = CORRUPTIONS if ".nii" in suffix else ITK_CORRUPTIONS
+        broken[corrupt](case_file(root, subject, role, naming, suffix))
     return volumes
 
 
@@ -183,6 +206,65 @@ CORRUPTIONS: dict[str, Callable[[Path], None]] = {
     "label_fraction": rewrite(_set(1.5)),
 }
 """Ways to break one file: name -> function of its path."""
+
+
+def rewrite_itk(
+    change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> Callable[[Path], None]:
+    """As :func:`rewrite`, for NRRD and MetaImage."""
+
+    def apply(path: Path) -> None:
+        import SimpleITK as sitk
+
+        image = sitk.ReadImage(str(path))
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) @ np.diag(image.GetSpacing())
+        affine[:3, 3] = image.GetOrigin()
+        array, affine = change(sitk.GetArrayFromImage(image).T, np.diag([-1.0, -1, 1, 1]) @ affine)
+        write_itk(path, array, affine)
+
+    return apply
+
+
+def _replace(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+
+    return apply
+
+
+def _claim_itk(size: int) -> Callable[[Path], None]:
+    """Another first size in the text header: of the builders' volumes, which are 14 voxels wide."""
+
+    def apply(path: Path) -> None:
+        name = b"sizes: " if path.suffix == ".nrrd" else b"DimSize = "
+        _replace(name + b"14 ", name + b"%d " % size)(path)
+
+    return apply
+
+
+ITK_CORRUPTIONS: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: os.truncate(path, 0),
+    "truncated": _rebytes(lambda content: content[: len(content) * 3 // 4]),
+    "header_cut": _rebytes(lambda content: content[:60]),
+    "checksum_cut": _rebytes(lambda content: content[:-2]),
+    "bit_flip": _rebytes(lambda content: content[:-6] + bytes([content[-6] ^ 1]) + content[-5:]),
+    "not_an_image": lambda path: path.write_bytes(b"this is no image" * 100),
+    "insane_header": _claim_itk(2_000_000_000),
+    "boastful_header": _claim_itk(15),
+    "four_axes": rewrite_itk(lambda array, affine: (np.stack([array, array], -1), affine)),
+    "shape": rewrite_itk(lambda array, affine: (array[:-1], affine)),
+    "affine": rewrite_itk(_shift),
+    "orientation": rewrite_itk(lambda array, affine: (array, affine @ np.diag([-1.0, 1, 1, 1]))),
+    "spacing": rewrite_itk(lambda array, affine: (array, affine @ np.diag([1, 1, 1.01, 1]))),
+    "nan": rewrite_itk(_set(np.nan)),
+    "zero": rewrite_itk(lambda array, affine: (np.zeros_like(array), affine)),
+    "label_value": rewrite_itk(_set(7, np.uint8)),
+}
+"""The same for an NRRD or MetaImage file whose voxels are in it."""
 
 
 def real_data(folder: str) -> Path:

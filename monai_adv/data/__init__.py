@@ -1,8 +1,10 @@
-"""Folders of NIfTI to MONAI datalists, label schemes, pre-flight checks, the simulated cohort, and writing NIfTI."""
+"""Folders of images to MONAI datalists, label schemes, pre-flight checks, the simulated cohort, and writing NIfTI."""
 
 from __future__ import annotations
 
+from monai_adv.data.convert import convert_volume
 from monai_adv.data.datalist import brats_datalist, scan
+from monai_adv.data.headers import stored_type
 from monai_adv.data.labels import (
     CLASSES,
     MODALITIES,
@@ -16,6 +18,7 @@ from monai_adv.data.loading import LoadCased, load_case
 from monai_adv.data.masks import align_mask, load_mask
 from monai_adv.data.preflight import PreflightReport, check_folder, check_item
 from monai_adv.data.simulation import simulate_cohort
+from monai_adv.data.storage import Storage
 from monai_adv.data.writing import save_nifti
 
 __all__ = [
@@ -26,10 +29,12 @@ __all__ = [
     "LabelScheme",
     "LoadCased",
     "PreflightReport",
+    "Storage",
     "align_mask",
     "brats_datalist",
     "check_folder",
     "check_item",
+    "convert_volume",
     "load_case",
     "load_mask",
     "region_channels",
@@ -37,4 +42,5 @@ __all__ = [
     "save_nifti",
     "scan",
     "simulate_cohort",
+    "stored_type",
 ]

@@ -1,4 +1,4 @@
-"""From a folder of NIfTI files to a MONAI datalist, by the naming conventions of the releases."""
+"""From a folder of image files to a MONAI datalist, by the naming conventions of the releases."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.data.findings import Finding, raise_for_errors
+from monai_adv.data.headers import ITK_ENDINGS, NIFTI_ENDINGS, stem
 from monai_adv.data.labels import MODALITIES, LabelScheme
 from monai_adv.errors import DataError
 
@@ -19,11 +20,10 @@ SUFFIXES: dict[str, dict[str, str]] = {
     "2017-2021": {"T1": "_t1", "T1c": "_t1ce", "T2": "_t2", "FLAIR": "_flair", "label": "_seg"},
     "2023+": {"T1": "-t1n", "T1c": "-t1c", "T2": "-t2w", "FLAIR": "-t2f", "label": "-seg"},
 }
-"""File name endings (before .nii or .nii.gz) of the BraTS releases."""
+"""File name endings (before .nii.gz, .nii, .nrrd, .mha or .mhd) of the BraTS releases."""
 MSD_CHANNELS = ("FLAIR", "T1", "T1c", "T2")
 """Channel order of Decathlon Task01 when its dataset.json does not say."""
 
-_EXTENSION = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _ROLES = {ending: (naming, role) for naming, roles in SUFFIXES.items() for role, ending in roles.items()}
 _CASE_FILE = re.compile(rf"^(?P<case>.+?)(?P<ending>{'|'.join(map(re.escape, _ROLES))})$", re.IGNORECASE)
 _RELEASE = re.compile(r"^brats(?:20)?(17|18|19|20|21)_", re.IGNORECASE)
@@ -54,7 +54,8 @@ def brats_datalist(
 
     The layouts of BraTS 2017-2021 (``<case>_t1 _t1ce _t2 _flair _seg``), of BraTS 2023 and later
     (``<case>-t1n -t1c -t2w -t2f -seg``) and of Medical Segmentation Decathlon Task01 (``imagesTr``, ``labelsTr``) are
-    recognised by their names; cases may lie in folders of their own, in nested folders (HGG/LGG) or side by side.
+    recognised by their names, as NIfTI (.nii.gz, .nii), NRRD (.nrrd) or MetaImage (.mha, .mhd); cases may lie in
+    folders of their own, in nested folders (HGG/LGG) or side by side.
     Only names are looked at here; the files are opened by :func:`monai_adv.data.load_case` or, for all at once, by
     :func:`monai_adv.data.check_folder`.
 
@@ -96,7 +97,7 @@ def scan(root: str | os.PathLike[str], scheme: str | LabelScheme | None = None, 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Pass the folder that holds the cases.")
     asked = None if scheme is None else LabelScheme.get(scheme).name
-    files = sorted(_nifti_files(folder))
+    files = sorted(_image_files(folder))
     found = Scan()
     msd_roots = sorted({file.parent.parent for file in files if file.parent.name in ("imagesTr", "imagesTs")})
     for msd_root in msd_roots:
@@ -107,8 +108,9 @@ def scan(root: str | os.PathLike[str], scheme: str | LabelScheme | None = None, 
     if not found.items and not found.problems:
         looked_for = "; ".join(f"{naming}: <case>{', '.join(s.values())}" for naming, s in SUFFIXES.items())
         raise DataError(
-            f"{folder}: no cases found among {len(files)} NIfTI files. Looked for {looked_for} (.nii or .nii.gz); "
-            "Decathlon Task01: imagesTr/<case>.nii.gz with labelsTr. Rename the files or pass another folder."
+            f"{folder}: no cases found among {len(files)} image files. Looked for {looked_for} "
+            f"({', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}); Decathlon Task01: imagesTr/<case>.nii.gz with labelsTr. "
+            "Rename the files, convert DICOM series (monai-adv convert), or pass another folder."
         )
     found.items.sort(key=lambda item: item["subject"])
     found.problems.sort(key=lambda problem: (problem.subject, problem.file))
@@ -125,14 +127,14 @@ def sanitise_subject(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:100] or "unnamed"
 
 
-def _nifti_files(folder: Path) -> Iterator[Path]:
+def _image_files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent) / name for name in names if not name.startswith(".") and _EXTENSION.search(name))
+        yield from (Path(parent) / name for name in names if not name.startswith(".") and stem(name) is not None)
 
 
 def _stem(file: Path) -> str:
-    return _EXTENSION.sub("", file.name)
+    return stem(file) or file.name
 
 
 def _infer_scheme(case: str, naming: str) -> str | None:
@@ -171,7 +173,10 @@ def _scan_brats(files: list[Path], asked: str | None, require_label: bool, found
                 have = ", ".join(sorted(file.name for paths in present.values() for file in paths))
                 other = f"; not recognised: {', '.join(sorted(strangers[parent])[:5])}" if strangers[parent] else ""
                 what = f"{role} is missing" if role != "label" else "the label is missing"
-                advice = f"Looked for {expected} (or .nii); found {have}{other}"
+                advice = f"Looked for {expected} (or .nii, .nrrd, .mha, .mhd); found {have}{other}"
+                series = parent / f"{case}{SUFFIXES[naming][role]}"
+                if series.is_dir():
+                    advice += f". {series.name} is a folder; of DICOM? monai-adv convert {series} -o {expected}"
                 problems.append(Finding("error", subject, str(parent / expected), what, advice))
         name = asked or _infer_scheme(case, naming)
         if name is None and "label" in present:

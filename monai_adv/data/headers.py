@@ -1,117 +1,96 @@
-"""NIfTI headers and file integrity, looked at before a single voxel is allocated."""
+"""Headers and integrity of image files, looked at before a single voxel is allocated."""
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from monai_adv.data.findings import Finding
+from monai_adv.data.image_header import MAX_VOXELS, ImageHeader
+from monai_adv.data.itk_formats import check_itk_integrity, read_itk_header
+from monai_adv.data.nifti import check_nifti_integrity, read_nifti_header
+from monai_adv.data.storage import Storage
 from monai_adv.errors import DataError
 
-MAX_VOXELS = 2**31
-"""More voxels than this in one file are taken for a broken header (a BraTS volume has 2**23)."""
+__all__ = [
+    "DICOM_ENDINGS",
+    "GEOMETRY_TOLERANCE",
+    "ITK_ENDINGS",
+    "MAX_VOXELS",
+    "NIFTI_ENDINGS",
+    "ImageHeader",
+    "check_integrity",
+    "geometry_findings",
+    "is_nifti",
+    "read_header",
+    "stem",
+    "stored_type",
+]
+
 GEOMETRY_TOLERANCE = 1e-3
 """Largest difference between affines (mm) and spacings (mm) of files that are said to lie on one grid."""
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
+"""Formats that are read besides NIfTI."""
+DICOM_ENDINGS = (".dcm", ".ima", ".dicom")
+"""Names that DICOM files often have; one file is a slice."""
 
 
-@dataclass(frozen=True)
-class ImageHeader:
-    """What the header of a NIfTI file says.
+def stem(path: str | Path) -> str | None:
+    """The name of an image file without folder and ending; None for a name that no image format has.
 
-    Attributes:
-        path: the file.
-        shape: size per axis, in voxels.
-        dtype: type of the numbers in the file.
-        affine: (4, 4), voxel indices to millimetres (RAS+).
-        spacing: voxel edge lengths of the three spatial axes, in mm.
-        orientation: such as ``"LPS"``: where the three voxel axes point.
-        sform_code, qform_code: as in the file; both 0 means that the orientation is unknown.
-        sform_qform_distance: largest difference between the two affines (mm), 0 when only one is set.
+    Example:
+        >>> stem("a/BraTS2021_00000_t1.nii.gz"), stem("b/Scan.MHA"), stem("notes.txt")
+        ('BraTS2021_00000_t1', 'Scan', None)
     """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    affine: np.ndarray
-    spacing: tuple[float, float, float]
-    orientation: str
-    sform_code: int
-    qform_code: int
-    sform_qform_distance: float
-
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of one voxel in millilitres."""
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+    name = Path(path).name
+    ending = next((end for end in (*NIFTI_ENDINGS, *ITK_ENDINGS) if name.lower().endswith(end)), None)
+    return None if ending is None else name[: -len(ending)]
 
 
-def read_header(path: str | Path, ndim: int = 3) -> ImageHeader:
-    """Read and judge the header of a NIfTI file; the voxels are not read.
+def is_nifti(path: str | Path) -> bool:
+    """Whether a file is read as NIfTI: every name that is not one of NRRD or MetaImage."""
+    return not str(path).lower().endswith(ITK_ENDINGS)
+
+
+def read_header(path: str | Path, ndim: int | None = 3) -> ImageHeader:
+    """Read and judge the header of an image file; the voxels are not read.
 
     Args:
-        path: a .nii or .nii.gz file.
-        ndim: number of axes the file must have (4 for a Decathlon image).
+        path: a NIfTI (.nii, .nii.gz), NRRD (.nrrd) or MetaImage (.mha, .mhd) file.
+        ndim: number of axes the file must have (4 for a Decathlon image); None takes 3 or 4.
 
     Raises:
-        DataError: if the file is missing, empty, not NIfTI, has another number of axes, claims an insane size, holds
-            colours or complex numbers, or has an affine that is not finite or not invertible.
+        DataError: if the file is missing, empty, not of its format, has another number of axes, claims an insane size,
+            holds colours or complex numbers, or has an affine that is not finite or not invertible; and for DICOM,
+            which has to be converted.
     """
     file = Path(path)
+    convert = f"Convert a DICOM series first: monai-adv convert {file if file.is_dir() else file.parent} -o FILE.nii.gz"
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder, not an image file. {convert}")
     if not file.is_file():
         raise DataError(f"{file}: no such file. Is the path right, and the link, if it is one, whole?")
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty (0 bytes). Copy or download it again.")
-    try:
-        image: Any = nib.load(file)
-        header = image.header
-        shape, dtype = tuple(int(size) for size in image.shape), header.get_data_dtype()
-    except (ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        what = f"cannot be read as NIfTI ({_first_line(error)})"
-        raise DataError(f"{file}: {what}. Copy or download it again.") from error
-    if not isinstance(image, nib.Nifti1Pair):  # Nifti2Image is one too
-        raise DataError(f"{file}: is {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
-    _check_extent(file, shape, dtype, ndim)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise DataError(f"{file}: the affine is not finite or not invertible (a spacing of 0?). Repair the header.")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
-    distance = 0.0
-    if sform_code > 0 and qform_code > 0:
-        distance = float(np.abs(header.get_sform() - header.get_qform()).max())
-    return ImageHeader(
-        path=str(file),
-        shape=shape,
-        dtype=dtype,
-        affine=affine,
-        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        orientation="".join(axis or "?" for axis in nib.aff2axcodes(affine)),
-        sform_code=sform_code,
-        qform_code=qform_code,
-        sform_qform_distance=distance,
-    )
+    if file.name.lower().endswith(DICOM_ENDINGS):
+        raise DataError(f"{file}: is one DICOM file, not a volume. {convert}")
+    return read_nifti_header(file, ndim) if is_nifti(file) else read_itk_header(file, ndim)
 
 
-def _check_extent(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any], ndim: int) -> None:
-    if len(shape) != ndim:
-        want = "one volume per file (three axes)" if ndim == 3 else "one file with four channels (four axes)"
-        raise DataError(f"{file}: shape {shape} has {len(shape)} axes; expected {want}. Split or squeeze the file.")
-    if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
-        raise DataError(
-            f"{file}: the header claims shape {shape}, {math.prod(shape):.3g} voxels; between 1 and {MAX_VOXELS} are "
-            "sane. The header is broken or the file is not a brain volume: download it again."
-        )
-    if dtype.kind not in "iuf":
-        raise DataError(f"{file}: voxels of type {dtype}; expected integer or real numbers. Convert the file.")
+def stored_type(path: str | Path) -> Storage:
+    """In what numbers a file stores its voxels: type, and slope and intercept (1 and 0 where a format has none).
+
+    Args:
+        path: an image file with three or four axes.
+
+    Raises:
+        DataError: as :func:`read_header`.
+    """
+    return read_header(path, None).storage
 
 
 def check_integrity(header: ImageHeader) -> None:
@@ -123,29 +102,10 @@ def check_integrity(header: ImageHeader) -> None:
     Raises:
         DataError: if the file is truncated or corrupt, or the header claims more than the file holds.
     """
-    file = Path(header.path)
-    image: Any = nib.load(file)
-    claimed = int(image.dataobj.offset) + math.prod(header.shape) * header.dtype.itemsize
-    if file.suffix.lower() == ".gz":
-        held, limit = 0, claimed + (1 << 26)  # room for extensions behind the voxels; more is a decompression bomb
-        try:
-            with gzip.open(file, "rb") as stream:
-                while held <= limit and (piece := stream.read(1 << 20)):
-                    held += len(piece)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{file}: the compressed file is truncated or corrupt after {held} of {claimed} bytes "
-                f"({_first_line(error)}). Copy or download it again."
-            ) from error
-        if held > limit:
-            raise DataError(f"{file}: holds far more than the {claimed} bytes its header claims. Download it again.")
+    if header.format == "NIfTI":
+        check_nifti_integrity(header)
     else:
-        held = file.stat().st_size
-    if held < claimed:
-        raise DataError(
-            f"{file}: truncated: the header claims {claimed} bytes (shape {header.shape}, {header.dtype}), the file "
-            f"holds {held}. Copy or download it again."
-        )
+        check_itk_integrity(header)
 
 
 def geometry_findings(subject: str, headers: Mapping[str, ImageHeader]) -> list[Finding]:
@@ -193,7 +153,3 @@ def _difference(header: ImageHeader, reference: ImageHeader) -> str:
 
 def _mm(values: Any) -> str:
     return "(" + ", ".join(f"{float(value):.4g}" for value in values) + ") mm"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

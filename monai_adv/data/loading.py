@@ -15,12 +15,15 @@ from nibabel.spatialimages import HeaderDataError
 
 from monai_adv.data.findings import Finding, raise_for_errors
 from monai_adv.data.headers import ImageHeader, check_integrity, geometry_findings, read_header
+from monai_adv.data.itk_formats import itk_reader
 from monai_adv.data.labels import MODALITIES, LabelScheme
 from monai_adv.errors import DataError
 
 
 def load_case(item: Mapping[str, Any], *, dtype: Any = torch.float32) -> dict[str, Any]:
-    """Load a datalist item with MONAI's ``LoadImage`` (NibabelReader) after checking its files.
+    """Load a datalist item with MONAI's ``LoadImage`` after checking its files.
+
+    NIfTI is read by NibabelReader, NRRD and MetaImage by ITKReader; affines are RAS millimetres either way.
 
     Headers and file integrity are checked before anything is allocated: size, shape, affine and spacing of the
     modalities and the label (tolerance 1e-3), truncation and checksum. Voxels are checked after reading: NaN or Inf,
@@ -140,9 +143,10 @@ def read_volume(header: ImageHeader, dtype: Any = torch.float32) -> MetaTensor:
         DataError: if the voxels cannot be read.
     """
     numpy_dtype = get_equivalent_dtype(dtype, np.ndarray)
-    reader = LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=True, dtype=numpy_dtype)
+    reader: Any = "NibabelReader" if header.format == "NIfTI" else itk_reader(header.dtype)
+    load = LoadImage(reader=reader, image_only=True, ensure_channel_first=True, dtype=numpy_dtype)
     try:
-        return reader(header.path)
+        return load(header.path)
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, HeaderDataError) as error:
         raise DataError(f"{header.path}: the voxels cannot be read ({error}). Copy or download it again.") from error
 

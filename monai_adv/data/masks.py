@@ -20,7 +20,7 @@ def load_mask(path: str | Path, scheme: str | LabelScheme) -> MetaTensor:
     """Load a segmentation file as canonical class indices, with its affine.
 
     Args:
-        path: NIfTI file.
+        path: NIfTI, NRRD or MetaImage file.
         scheme: label scheme of its values.
 
     Returns:

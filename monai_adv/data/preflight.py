@@ -142,7 +142,8 @@ def _header_findings(subject: str, headers: Mapping[str, ImageHeader]) -> list[F
     findings = []
     for path, (role, header) in {header.path: (role, header) for role, header in headers.items()}.items():
         if header.sform_code == 0 and header.qform_code == 0:
-            what = f"{role} has sform code 0 and qform code 0: left and right are a guess"
+            codes = "sform code 0 and qform code 0" if header.format == "NIfTI" else "no orientation in its header"
+            what = f"{role} has {codes}: left and right are a guess"
             findings.append(Finding("warning", subject, path, what, "Compare it with a viewer before trusting sides"))
         elif header.sform_code == 0:
             what = f"{role} has sform code 0; the qform (code {header.qform_code}) is used"

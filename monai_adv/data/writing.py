@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +15,98 @@ import torch
 from monai.data import MetaTensor
 
 from monai_adv.data.files import atomic_file
+from monai_adv.data.headers import NIFTI_ENDINGS, read_header
 from monai_adv.data.labels import as_numpy
+from monai_adv.data.nifti import GEOMETRY
+from monai_adv.data.storage import Storage
 from monai_adv.errors import DataError
+
+_NIFTI1_LIMIT = 32767  # voxels along an axis
 
 
 @dataclass(frozen=True)
-class _Geometry:
+class Grid:
+    """Where the voxels of a file to be written are.
+
+    Attributes:
+        shape: (X, Y, Z).
+        affine: (4, 4), voxel indices to RAS millimetres.
+        sform_code, qform_code, xyzt_units: as NIfTI has them.
+        fields: NIfTI header fields (:data:`monai_adv.data.nifti.GEOMETRY`) to write as they are, when the source has
+            them and its affine still holds.
+    """
+
     shape: tuple[int, ...]
     affine: np.ndarray
-    sform_code: int
-    qform_code: int
-    xyzt_units: int
+    sform_code: int = 1
+    qform_code: int = 1
+    xyzt_units: int = 2
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_nifti(
-    array: Any, like: MetaTensor | str | os.PathLike[str], path: str | os.PathLike[str], dtype: Any = None
+    array: Any,
+    like: MetaTensor | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    dtype: Any = None,
+    *,
+    storage: Storage | None = None,
 ) -> Path:
     """Write one volume on the grid of another.
 
-    Affine, sform and qform codes and the units of the spacing are those of ``like``; free-text fields (descrip,
-    aux_file, intent_name, db_name) stay empty. The file is written beside its destination, synced and renamed: there
-    is the whole file or none. The same voxels give the same bytes (the gzip stream holds no time and no name).
+    Affine, spacing, sform and qform (codes and numbers) and the units of the spacing are those of ``like``; free-text
+    fields (descrip, aux_file, intent_name, db_name), extensions and the display range (cal_min, cal_max) stay empty.
+    The file is NIfTI-1 in little-endian order whatever the source was: ITK reads no NIfTI-2. It is written beside its
+    destination, synced and renamed: there is the whole file or none. The same voxels give the same bytes (the gzip
+    stream holds no time and no name).
 
     Args:
         array: voxels (X, Y, Z) or (1, X, Y, Z), tensor or NumPy array. Label classes must be translated back first
             (:meth:`LabelScheme.from_classes`).
-        like: the MetaTensor (from :func:`monai_adv.data.load_case`) or the file that has the grid.
+        like: the file that has the grid (NIfTI, NRRD or MetaImage; exact for each modality), or the MetaTensor from
+            :func:`monai_adv.data.load_case`, whose header fields are those of its first file.
         path: destination, ending in .nii or .nii.gz; its folder is made when missing.
         dtype: type in the file, NumPy or torch. None keeps integers of up to 32 bits and stores the rest as float32.
             An integer type rounds to the nearest whole number and refuses what does not fit.
+        storage: instead of ``dtype``: type, slope and intercept, such as those of the source
+            (:func:`monai_adv.data.stored_type`). Values come back to within half of ``storage.quantum``; where the
+            source is real numbers they come back bit for bit.
 
     Returns:
         The path written.
 
     Raises:
         DataError: if the shape is not that of ``like``, a value is not finite or does not fit the type, the name does
-            not end in .nii or .nii.gz, or the destination cannot be written.
+            not end in .nii or .nii.gz, both ``dtype`` and ``storage`` are given, or the destination cannot be written.
     """
-    destination, geometry = Path(path), _geometry(like)
-    if not destination.name.lower().endswith((".nii", ".nii.gz")):
-        raise DataError(f"{destination}: the name must end in .nii or .nii.gz")
     voxels = as_numpy(array)
     if voxels.ndim == 4 and voxels.shape[0] == 1:
         voxels = voxels[0]
-    if voxels.shape != geometry.shape:
+    if dtype is not None and storage is not None:
+        raise DataError("save_nifti: pass dtype= or storage=, not both")
+    if storage is None:
+        storage = Storage(_file_dtype(voxels, dtype))
+    return write_volume(voxels, grid_of(like), path, storage)
+
+
+def write_volume(voxels: np.ndarray, grid: Grid, path: str | os.PathLike[str], storage: Storage) -> Path:
+    """Write voxels on a grid; see :func:`save_nifti`."""
+    destination = Path(path)
+    if not destination.name.lower().endswith(NIFTI_ENDINGS):
+        raise DataError(f"{destination}: the name must end in .nii or .nii.gz")
+    if voxels.shape != grid.shape:
         raise DataError(
-            f"{destination}: array of shape {voxels.shape}, grid of shape {geometry.shape}. Write one file per "
+            f"{destination}: array of shape {voxels.shape}, grid of shape {grid.shape}. Write one file per "
             "channel, and invert crops and resampling before."
         )
-    voxels = _cast(voxels, _file_dtype(voxels, dtype), destination)
-    image = nib.Nifti1Image(voxels, geometry.affine, dtype=voxels.dtype)
-    _set_geometry(image, geometry)
+    if storage.dtype == np.float16:
+        raise DataError(f"NIfTI cannot hold {storage.dtype}; use float32 or an integer type")
+    stored = storage.encode(voxels, str(destination))
+    new = nib.Nifti1Image if max(grid.shape) <= _NIFTI1_LIMIT else nib.Nifti2Image  # which ITK does not read
+    image = new(stored, grid.affine, dtype=stored.dtype)
+    _set_geometry(image, grid)
+    if not storage.identity:
+        image.header.set_slope_inter(storage.slope, storage.inter)  # nibabel then writes the numbers as they are
     with atomic_file(destination) as stream:
         if destination.name.lower().endswith(".gz"):
             with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0, compresslevel=6) as packed:
@@ -74,27 +116,47 @@ def save_nifti(
     return destination
 
 
-def _geometry(like: MetaTensor | str | os.PathLike[str]) -> _Geometry:
+def grid_of(like: MetaTensor | str | os.PathLike[str]) -> Grid:
+    """The grid of a MetaTensor or of a file.
+
+    Raises:
+        DataError: if it has no affine, or the file cannot be read.
+    """
     if isinstance(like, MetaTensor):
-        meta = like.meta
+        meta, affine = like.meta, as_numpy(like.affine).astype(np.float64)
+        shape = tuple(like.shape[-3:])
         # An affine that a transform has changed is still in the coordinate system its code names.
-        codes = [int(meta.get(key, default)) for key, default in (("sform_code", 1), ("qform_code", 0))]
-        affine = as_numpy(like.affine).astype(np.float64)
-        return _Geometry(tuple(like.shape[-3:]), affine, codes[0], codes[1], int(meta.get("xyzt_units", 2)))
+        codes = [int(meta.get(key, 1)) for key in ("sform_code", "qform_code")]
+        kept = (
+            all(name in meta for name in (*GEOMETRY, "original_affine", "spatial_shape"))
+            and (
+                np.allclose(
+                    as_numpy(meta["original_affine"]), affine, rtol=0, atol=1e-6
+                )  # as after an inverted transform
+                and tuple(int(size) for size in as_numpy(meta["spatial_shape"])[:3]) == shape
+            )
+        )
+        fields = {name: as_numpy(meta[name]) for name in GEOMETRY} if kept else {}
+        return Grid(shape, affine, codes[0], codes[1], int(meta.get("xyzt_units", 2)), fields)
     if isinstance(like, torch.Tensor | np.ndarray):
         raise DataError("save_nifti: like has no affine; pass the MetaTensor of load_case or the path of a file")
-    image: Any = nib.load(Path(like))
-    header = image.header
-    codes = [int(header["sform_code"]), int(header["qform_code"])]
-    return _Geometry(image.shape[:3], image.affine, codes[0], codes[1], int(header["xyzt_units"]))
+    header = read_header(os.fspath(like), None)
+    units = int(header.fields.get("xyzt_units", 2))
+    return Grid(header.shape[:3], header.affine, header.sform_code, header.qform_code, units, header.fields)
 
 
-def _set_geometry(image: Any, geometry: _Geometry) -> None:
-    header, affine = image.header, geometry.affine
-    header.set_sform(affine, code=geometry.sform_code)
-    header.set_qform(affine, code=geometry.qform_code, strip_shears=True)
-    header["xyzt_units"] = geometry.xyzt_units
-    if geometry.qform_code and not np.allclose(header.get_qform(), affine, atol=1e-3):
+def _set_geometry(image: Any, grid: Grid) -> None:
+    header, affine = image.header, grid.affine
+    header["xyzt_units"] = grid.xyzt_units
+    if grid.fields:
+        for name in GEOMETRY:
+            if name != "pixdim":
+                header[name] = grid.fields[name]
+        header["pixdim"][:4] = grid.fields["pixdim"][:4]  # the sign of the qform, and the spacing
+        return
+    header.set_sform(affine, code=grid.sform_code)
+    header.set_qform(affine, code=grid.qform_code, strip_shears=True)
+    if grid.qform_code and not np.allclose(header.get_qform(), affine, atol=1e-3):
         header.set_qform(affine, code=0, strip_shears=True)  # a qform cannot hold a shear: the sform speaks alone
     # Where no code is left that says the affine, nibabel sets the sform to it with code 2 ("aligned") when writing.
 
@@ -110,23 +172,3 @@ def _file_dtype(voxels: np.ndarray, dtype: Any) -> np.dtype[Any]:
     if wanted.kind not in "iuf" or wanted == np.float16:
         raise DataError(f"NIfTI cannot hold {wanted}; use float32 or an integer type")
     return wanted
-
-
-def _cast(voxels: np.ndarray, dtype: np.dtype[Any], destination: Path) -> np.ndarray:
-    broken = int(voxels.size - np.isfinite(voxels).sum())
-    if broken:
-        raise DataError(f"{destination}: {broken} of {voxels.size} voxels are NaN or Inf; nothing was written")
-    if dtype.kind not in "iu":
-        limit = float(np.finfo(dtype).max)
-        if voxels.size and np.abs(voxels, dtype=np.float64).max() > limit:
-            raise DataError(f"{destination}: values beyond {limit:g} do not fit {dtype}. Choose float64.")
-        return voxels.astype(dtype)
-    whole = np.rint(voxels) if voxels.dtype.kind == "f" else voxels
-    if voxels.size:
-        low, high, bounds = whole.min(), whole.max(), np.iinfo(dtype)
-        if int(low) < bounds.min or int(high) > bounds.max:
-            raise DataError(
-                f"{destination}: values from {low:g} to {high:g} do not fit {dtype} ({bounds.min} to {bounds.max}). "
-                "Choose a wider type, or float32."
-            )
-    return whole.astype(dtype)

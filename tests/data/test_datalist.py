@@ -177,7 +177,7 @@ def test_no_cases_says_what_was_looked_for(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         brats_datalist(tmp_path / "nowhere")
     (tmp_path / "scan.nii.gz").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"no cases found among 1 NIfTI files.*_t1ce.*-t1c.*imagesTr"):
+    with pytest.raises(DataError, match=r"no cases found among 1 image files.*_t1ce.*-t1c.*imagesTr"):
         brats_datalist(tmp_path)
 
 
