@@ -1,9 +1,25 @@
 """Array and dictionary transforms that pass a gradient, and attacks as transforms."""
 
 from monai_adv.transforms.attack import Attackd, RandAttackd
+from monai_adv.transforms.differentiable import DifferentiableCompose, make_differentiable
+from monai_adv.transforms.filters import BitDepth, BitDepthd, FilterImage, FilterImaged
 from monai_adv.transforms.normalize import NormalizeNonzero, NormalizeNonzeroBatch, NormalizeNonzerod
 from monai_adv.transforms.physics import *  # noqa: F403
 from monai_adv.transforms.physics import __all__ as _physics
+from monai_adv.transforms.straight_through import StraightThrough
 
-__all__ = ["Attackd", "NormalizeNonzero", "NormalizeNonzeroBatch", "NormalizeNonzerod", "RandAttackd"]
+__all__ = [
+    "Attackd",
+    "BitDepth",
+    "BitDepthd",
+    "DifferentiableCompose",
+    "FilterImage",
+    "FilterImaged",
+    "NormalizeNonzero",
+    "NormalizeNonzeroBatch",
+    "NormalizeNonzerod",
+    "RandAttackd",
+    "StraightThrough",
+    "make_differentiable",
+]
 __all__ += _physics

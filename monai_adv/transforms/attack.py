@@ -8,16 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-import torch
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Generator, Tensor
+
+from monai_adv.data.meta import like, plain
 
 
 class Attackd(MapTransform):
     """Replace an image by its adversarial version; affine, meta and applied operations are kept.
 
-    The label is replaced too where the attack moves anatomy (deformation, affine).
+    The label is replaced too where the attack moves anatomy (deformation, affine). ``Invertd`` and ``SaveImaged`` work
+    behind it: it leaves no trail, and what stood before it is inverted as if it were not there.
+
+    It attacks in the thread or process that loads the data: with ``DataLoader(num_workers=0)``, with
+    ``ThreadDataLoader`` if nobody else uses the victim at the same time (a network in training needs a copy,
+    ``copy.deepcopy``, because an attack freezes it for its duration), and in worker processes on a CPU, where each
+    has its own copy of the victim. In a trainer :class:`monai_adv.engines.AttackIteration` attacks the network as it
+    is now.
 
     Args:
         attack: e.g. ``attacks.create("pgd", eps=0.1)``.
@@ -57,20 +64,15 @@ class Attackd(MapTransform):
         image = result[self.image_key]
         label = None if self.label_key is None else _batch(result[self.label_key])
         support = None if self.support_key is None else _batch(result[self.support_key])
-        batch = image[None] if isinstance(image, MetaTensor) else _batch(image)  # with its voxel size
+        batch = like(_batch(image), image)  # with its affine: some attacks ask for the voxel size
         found = self.attack(self.victim, batch, label, support=support, generator=generator)
-        adversarial = _batch(found.image)[0, 0]
-        if isinstance(image, MetaTensor):
-            adversarial = MetaTensor(adversarial, meta=image.meta, applied_operations=image.applied_operations)
+        adversarial = like(plain(found.image)[0], image)
         if self.clean_key is not None:
             result[self.clean_key] = image
         result[self.image_key] = adversarial
         if self.label_key is not None and getattr(self.attack, "moves_voxels", False):
             label = result[self.label_key]
-            moved = found.label[0].to(torch.as_tensor(label).dtype)
-            if isinstance(label, MetaTensor):
-                moved = MetaTensor(moved, meta=label.meta, applied_operations=label.applied_operations)
-            result[self.label_key] = moved
+            result[self.label_key] = like(found.label[0].to(plain(label).dtype), label)
         return result
 
 
@@ -113,5 +115,4 @@ class RandAttackd(RandomizableTransform, Attackd):
 
 
 def _batch(data: Any) -> Tensor:
-    tensor = data.as_tensor() if isinstance(data, MetaTensor) else torch.as_tensor(data)
-    return tensor[None]
+    return plain(data)[None]

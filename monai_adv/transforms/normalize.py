@@ -13,6 +13,8 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from monai_adv.data.meta import like, plain
+
 
 class NormalizeNonzeroBatch:
     """Z-score every channel of every sample over its non-zero voxels; zero voxels stay exactly zero.
@@ -30,7 +32,7 @@ class NormalizeNonzeroBatch:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Normalise ``(B, C, *spatial)``."""
-        data = image.as_tensor() if isinstance(image, MetaTensor) else image
+        data = plain(image)
         if not data.is_floating_point():
             data = data.float()
         flat = data.flatten(2)
@@ -44,9 +46,7 @@ class NormalizeNonzeroBatch:
         variance = centred.square().sum(-1, keepdim=True, dtype=torch.float64) / count
         std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
         result = (centred / std.to(data.dtype)).view_as(data)
-        if isinstance(image, MetaTensor):
-            return MetaTensor(result, meta=image.meta, applied_operations=image.applied_operations)
-        return result
+        return like(result, image)
 
     @staticmethod
     def gradient_support(image: Tensor, support: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What is attacked: the head, the deployed pipeline, the guard, and checkpoints of victims."""
 
+from monai_adv.transforms import StraightThrough
 from monai_adv.victims.checkpoint import (
     VictimConfig,
     build_victim,
@@ -9,11 +10,16 @@ from monai_adv.victims.checkpoint import (
 )
 from monai_adv.victims.guard import guard
 from monai_adv.victims.head import Head, as_head, mean_dice
-from monai_adv.victims.straight_through import StraightThrough
+from monai_adv.victims.nnunet import NnUNetPreprocessing, RegionConversion, nnunet_victim
+from monai_adv.victims.tta import KeepLargest, MirrorInferer
 from monai_adv.victims.victim import Victim, plain_tensor
 
 __all__ = [
     "Head",
+    "KeepLargest",
+    "MirrorInferer",
+    "NnUNetPreprocessing",
+    "RegionConversion",
     "StraightThrough",
     "Victim",
     "VictimConfig",
@@ -22,6 +28,7 @@ __all__ = [
     "guard",
     "load_victim",
     "mean_dice",
+    "nnunet_victim",
     "plain_tensor",
     "read_checkpoint",
     "save_checkpoint",

@@ -11,6 +11,7 @@ from monai.inferers import SlidingWindowInferer, sliding_window_inference
 from oracles import SHAPES, make_image, make_victim, out_channels, seeded, smooth_network
 from torch import nn
 
+from monai_adv import attacks
 from monai_adv.errors import ConfigError, MonaiAdvError, NonFiniteError
 from monai_adv.inferers import GradientSlidingWindowInferer
 from monai_adv.transforms import NormalizeNonzeroBatch
@@ -274,6 +275,70 @@ def test_the_support_of_normalisation_is_what_it_couples():
     image = torch.tensor([[[0.0, 0.0, 2.0, 5.0]]])
     support = torch.tensor([[[True, False, False, True]]])
     assert NormalizeNonzeroBatch.gradient_support(image, support).tolist() == [[[True, False, True, True]]]
+
+
+class Cropped:
+    """A preprocessing with a grid of its own: half of the volume, and a note of the affines it was given."""
+
+    changes_grid = True
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def prepare(self, image: torch.Tensor, affine: torch.Tensor | None = None):
+        self.seen.append(affine)
+        return image[..., :3], lambda logits: nn.functional.pad(logits, (0, image.shape[-1] - 3))
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_logits_come_back_to_the_images_grid_and_what_was_not_seen_is_background(head):
+    image, network = make_image(2).requires_grad_(True), smooth_network(classes=out_channels(head))
+    logits = Victim(network, head=head, preprocessing=Cropped())(image)
+    assert logits.shape == (2, out_channels(head), *SHAPES[3])
+    assert torch.equal(logits[..., :3], Victim(network, head=head)(image[..., :3]))
+    victim = Victim(network, head=head)
+    probabilities = victim.head.probabilities(logits[..., 3:])
+    if head == "softmax":
+        assert probabilities[:, 0].min() > 1 - 1e-8
+    else:
+        assert probabilities.max() < 1e-8
+    (gradient,) = torch.autograd.grad(logits.sum(), image)
+    assert gradient[..., :3].any()
+    assert not gradient[..., 3:].any()
+
+
+def test_the_affine_comes_from_the_call_the_image_or_the_attack():
+    own, given, held = (torch.diag(torch.tensor([s, s, s, 1.0], dtype=torch.float64)) for s in (1.0, 2.0, 3.0))
+    preprocessing, image = Cropped(), make_image(1)
+    victim = Victim(smooth_network(), preprocessing=preprocessing)
+    victim(MetaTensor(image, affine=own))
+    victim(MetaTensor(image, affine=own), given)
+    victim.predict(image, given)
+    with victim.attacked(affine=held):
+        victim(image)
+        with victim.attacked():
+            victim(image)
+    victim(image)
+    expected = [own, given, given, held, held, None]
+    assert len(preprocessing.seen) == len(expected)
+    for found, wanted in zip(preprocessing.seen, expected):
+        assert (found is None and wanted is None) or torch.equal(torch.as_tensor(found), wanted)
+
+
+def test_an_attack_hands_the_affine_on():
+    preprocessing, affine = Cropped(), torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+    victim = Victim(smooth_network(), preprocessing=preprocessing)
+    attack = attacks.create("fgsm", eps=0.1, label_source="prediction")
+    attack(victim, MetaTensor(make_image(1), affine=affine))
+    attack(victim, make_image(1), affine=affine)
+    assert len(preprocessing.seen) >= 4
+    assert all(torch.equal(seen[0], affine) for seen in preprocessing.seen)
+
+
+def test_a_victim_with_a_grid_of_its_own_is_not_resampled():
+    with pytest.raises(ConfigError, match="already brings images to the network's grid"):
+        Victim(smooth_network(), preprocessing=Cropped()).resampled((1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
+    assert Victim(smooth_network()).resampled((1.0, 1.0, 1.0), (2.0, 2.0, 2.0))(make_image(1)).shape[2:] == SHAPES[3]
 
 
 def test_its_name_shows():

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, Transform
 from torch import Generator, Tensor
 
+from monai_adv.data.meta import like, plain, spacing_of
 from monai_adv.errors import ConfigError
 from monai_adv.transforms.physics.effect import Effect
 
@@ -45,14 +45,14 @@ class PhysicalTransform(Transform):
             ConfigError: if the parameters do not fit the image.
         """
         image = batch_of_one(img)
-        spacing = voxel_size(img)
+        spacing = spacing_of(img, batched=False)
         parameters = self.fitted(image, spacing)
         mask = image != 0 if support is None else plain(support)[None].bool().expand(image.shape)
         return like(self.effect.apply(image, parameters, spacing, mask)[0], img)
 
     def warp_label(self, label: Tensor, image: Tensor) -> Tensor:
         """A label ``(K, *spatial)`` moved as the image ``(C, *spatial)`` is, by nearest neighbour."""
-        spacing = voxel_size(image)
+        spacing = spacing_of(image, batched=False)
         parameters = self.fitted(batch_of_one(image), spacing)
         return _warp_label(self.effect, label, image, parameters, spacing)
 
@@ -114,7 +114,7 @@ class RandPhysicalTransform(RandomizableTransform):
             return
         magnitude = float(self.R.uniform(*self.magnitude))
         generator = Generator().manual_seed(int(self.R.randint(2**31 - 1)))
-        drawn = self.effect.random(batch_of_one(image), voxel_size(image), magnitude, generator)
+        drawn = self.effect.random(batch_of_one(image), spacing_of(image, batched=False), magnitude, generator)
         self.parameters = {k: v[0] for k, v in drawn.items()}
 
     def __call__(self, img: Tensor, support: Tensor | None = None, randomize: bool = True) -> Tensor:
@@ -123,7 +123,7 @@ class RandPhysicalTransform(RandomizableTransform):
             self.randomize(img)
         if self.parameters is None:
             return img
-        image, spacing = batch_of_one(img), voxel_size(img)
+        image, spacing = batch_of_one(img), spacing_of(img, batched=False)
         mask = image != 0 if support is None else plain(support)[None].bool().expand(image.shape)
         batch = {k: v[None] for k, v in self.parameters.items()}
         return like(self.effect.apply(image, batch, spacing, mask)[0], img)
@@ -133,7 +133,7 @@ class RandPhysicalTransform(RandomizableTransform):
         if self.parameters is None:
             return label
         batch = {k: v[None] for k, v in self.parameters.items()}
-        return _warp_label(self.effect, label, image, batch, voxel_size(image))
+        return _warp_label(self.effect, label, image, batch, spacing_of(image, batched=False))
 
 
 class PhysicalTransformd(MapTransform):
@@ -222,31 +222,10 @@ def effect_options(effect: type[Effect]) -> list[str]:
     return list(inspect.signature(effect).parameters)
 
 
-def voxel_size(image: Tensor) -> tuple[float, ...]:
-    """Voxel size of ``(C, *spatial)`` in mm from a MetaTensor's affine, else 1."""
-    dims = len(image.shape) - 1
-    if not isinstance(image, MetaTensor):
-        return (1.0,) * dims
-    affine = torch.as_tensor(image.affine).double()[:dims, :dims]
-    return tuple(torch.linalg.norm(affine, dim=0).tolist())
-
-
-def plain(data: Any) -> Tensor:
-    """A plain tensor of a tensor, MetaTensor or array."""
-    return data.as_tensor() if isinstance(data, MetaTensor) else torch.as_tensor(data)
-
-
 def batch_of_one(image: Any) -> Tensor:
     """An image ``(C, *spatial)`` as a floating point batch; whole numbers, as scanners store them, become float32."""
     data = plain(image)
     return (data if data.is_floating_point() else data.float())[None]
-
-
-def like(data: Tensor, given: Any) -> Tensor:
-    """The data as a MetaTensor if that was given, with its affine and trail."""
-    if isinstance(given, MetaTensor):
-        return MetaTensor(data, meta=given.meta, applied_operations=given.applied_operations)
-    return data
 
 
 def _warp_label(

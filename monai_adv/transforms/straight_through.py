@@ -55,7 +55,7 @@ class StraightThrough(nn.Module):
                 f"the step turned {tuple(data.shape)} into {tuple(value.shape)}, its gradient comes from "
                 f"{tuple(path.shape)}: give StraightThrough a surrogate with the step's shape"
             )
-        return _Replace.apply(path, value.to(path))
+        return replaced(path, value)
 
     def gradient_support(self, image: Tensor, support: Tensor) -> Tensor:
         """Where the gradient of the output is needed for that of the image on ``support``.
@@ -70,9 +70,22 @@ class StraightThrough(nn.Module):
         return torch.ones_like(support) if rule is None else rule(image, support)
 
 
-class _Replace(torch.autograd.Function):
-    """The second tensor, with the gradient of the first."""
+def replaced(path: Tensor, value: Tensor) -> Tensor:
+    """The value of the second tensor with the gradient (and the dtype) of the first.
 
+    Args:
+        path: where the gradient goes.
+        value: same shape.
+
+    Example:
+        >>> x = torch.tensor([0.2, 1.7], requires_grad=True)
+        >>> torch.autograd.grad(replaced(x, x.detach().round()).sum(), x)[0].tolist()
+        [1.0, 1.0]
+    """
+    return _Replace.apply(path, value.to(path))
+
+
+class _Replace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, path: Tensor, value: Tensor) -> Tensor:
         return value.clone() if value is path else value
