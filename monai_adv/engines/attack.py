@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
+from monai.networks import eval_mode
 from monai.utils import CommonKeys
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from monai_adv.attacks import Attack, AttackResult, create
+from monai_adv.data.meta import like, plain
 from monai_adv.errors import ConfigError
 from monai_adv.inferers import differentiable
-from monai_adv.victims import Head, Victim, plain_tensor
+from monai_adv.victims import Head, Victim
 
 
 class AttackKeys:
@@ -33,8 +34,11 @@ class AttackIteration:
     """An ``iteration_update`` that attacks the batch and then runs the engine's own iteration on it.
 
     In an evaluator ``engine.state.output`` is the adversarial pass and ``engine.state.batch`` keeps the clean batch;
-    in a trainer the step is taken on the attacked batch: adversarial training. The network, inferer and device are
-    the engine's; a plain ``SlidingWindowInferer`` is given exact gradients on the way.
+    in a trainer the step is taken on the attacked batch: adversarial training, with new random numbers for every batch
+    (an evaluator begins every batch with the attack's seed). The network, inferer, device and autocast are the
+    engine's; a plain ``SlidingWindowInferer`` is given exact gradients on the way, and of a network in
+    ``DistributedDataParallel`` the module inside is attacked. A batch without a label needs an attack with
+    ``label_source="prediction"``.
 
     Args:
         attack: an attack, or ``{"name": ..., **options}`` for :func:`monai_adv.attacks.create`.
@@ -43,7 +47,8 @@ class AttackIteration:
         share: share of the samples to attack, from the front of each batch, on average; 1 in an evaluator.
         image_key: key of the image in the batch dictionary.
         label_key: key of the label, which moves with the image where the attack moves anatomy.
-        preprocessing: what the network needs in front of it, where the batch is not yet normalised.
+        preprocessing: what the network needs in front of it, where the batch is not yet normalised: the attack sees
+            the batch's units, and attack and iteration both run it in front of the inferer.
 
     Example:
         ``SupervisedEvaluator(..., iteration_update=AttackIteration(attacks.create("fgsm", eps=0.1)))``
@@ -84,27 +89,45 @@ class AttackIteration:
         if label is not None:  # the anatomy moved, and the label with it
             attacked[self.label_key] = label
         engine.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
+        if not torch.equal(plain(prepared_batch(engine, attacked)[0]), plain(image)):
+            raise ConfigError(
+                f"prepare_batch does not hand over the image it finds under {self.image_key!r} unchanged: the network "
+                "would not see the attacked one. Name its key as image_key, and move what changes the image into the "
+                "transforms or into preprocessing"
+            )
         follow = self.iteration_update or engine._iteration
-        return follow(engine, attacked)  # type: ignore[arg-type]
+        inferer = engine.inferer
+        if self.preprocessing is not None:
+            engine.inferer = _Preprocessed(inferer, self.head, self.preprocessing)
+        try:
+            return follow(engine, attacked)  # type: ignore[arg-type]
+        finally:
+            engine.inferer = inferer
 
     def _attacked(
         self, engine: SupervisedEvaluator | SupervisedTrainer, batchdata: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """The attacked images, and their labels if the attack moves anatomy."""
-        prepared = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
-        image, label = prepared[0], prepared[1]
-        network = getattr(engine.network, "module", engine.network)  # unwrap DistributedDataParallel
-        victim = engine_victim(network, engine.inferer, self.head, self.preprocessing, engine)
+        image, label = prepared_batch(engine, batchdata)
+        # MONAI's own iteration casts on CUDA devices only
+        amp = engine.amp and torch.device(engine.state.device).type == "cuda"
+        victim = engine_victim(engine, self.head, self.preprocessing, amp)
         # a share that is no whole number of samples is met on average
         count = int(self.share * len(image) + float(torch.rand(1, generator=self._numbers)))
         if count == 0:
             return image, None
-        found = self.result = self.attack(victim, image[:count], label[:count])
-        images, labels = found.image, found.label.to(label.dtype)
+        part, truth = (
+            (image, label) if count == len(image) else (image[:count], None if label is None else label[:count])
+        )
+        numbers = self._numbers if isinstance(engine, SupervisedTrainer) else None
+        found = self.result = self.attack(victim, part, truth, generator=numbers)
+        images = found.image
         if count < len(image):
-            images = torch.cat([plain_tensor(images), plain_tensor(image[count:])])
-            labels = torch.cat([labels, plain_tensor(label[count:])])
-        return _with_meta(images, image), _with_meta(labels, label) if self.attack.moves_voxels else None
+            images = torch.cat([plain(images), plain(image[count:])])
+        if label is None or not self.attack.moves_voxels:
+            return like(images, image), None
+        labels = torch.cat([found.label.to(label.dtype), plain(label[count:])])
+        return like(images, image), like(labels, label)
 
 
 class AttackEvaluator(SupervisedEvaluator):
@@ -136,12 +159,23 @@ class AttackEvaluator(SupervisedEvaluator):
         self.preprocessing = preprocessing
         kwargs["iteration_update"] = self._attack_iteration
         super().__init__(*args, **kwargs)
+        if self.mode is not eval_mode:
+            raise ConfigError("AttackEvaluator evaluates the network in evaluation mode; leave mode='eval'")
 
-    def _attack_iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        """Attack and evaluate every batch.
+
+        Raises:
+            ConfigError: of several processes this one has no batch; MONAI would skip it and the others would wait.
+        """
+        if self.state.epoch_length == 0 and distributed.is_available() and distributed.is_initialized():
+            raise ConfigError(f"process {self.state.rank} has no case: start no more processes than there are cases")
+        super().run(global_epoch)
+
+    def _attack_iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> Any:
         assert engine is self
-        prepared = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        image, label = prepared[0], prepared[1]
-        victim = engine_victim(self.network, self.inferer, self.head, self.preprocessing, self)
+        image, label = prepared_batch(self, batchdata)
+        victim = engine_victim(self, self.head, self.preprocessing, self.amp)
         self.fire_event(IterationEvents.INNER_ITERATION_STARTED)
         result = self.attack(victim, image, label)
         self.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
@@ -149,31 +183,64 @@ class AttackEvaluator(SupervisedEvaluator):
             clean, adversarial = victim(image), victim(result.image)
         output = {
             CommonKeys.IMAGE: result.image,
-            CommonKeys.LABEL: _with_meta(result.label, label) if self.attack.moves_voxels else label,
-            CommonKeys.PRED: _with_meta(adversarial, image),
+            CommonKeys.LABEL: like(result.label, label) if label is not None and self.attack.moves_voxels else label,
+            CommonKeys.PRED: like(adversarial, image),
             AttackKeys.CLEAN_IMAGE: image,
-            AttackKeys.CLEAN_PRED: _with_meta(clean, image),
+            AttackKeys.CLEAN_PRED: like(clean, image),
             AttackKeys.SUCCESS: result.success,
             AttackKeys.SCORE: result.score,
         }
         self.state.output = output
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
-        return output
+        return self.state.output  # decollated and post-processed by now
+
+
+def prepared_batch(
+    engine: SupervisedEvaluator | SupervisedTrainer, batchdata: Mapping[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """Image and label as the engine's ``prepare_batch`` gives them, on its device.
+
+    Raises:
+        ConfigError: there are arguments for the inferer too, which an attack cannot pass on.
+    """
+    prepared = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+    if not isinstance(prepared, (tuple, list)) or any(prepared[2:]):
+        raise ConfigError("an attack needs a prepare_batch that returns image and label, and nothing for the inferer")
+    return prepared[0], prepared[1]
 
 
 def engine_victim(
-    network: nn.Module,
-    inferer: Inferer,
+    engine: SupervisedEvaluator | SupervisedTrainer,
     head: str | Head,
     preprocessing: Callable[[Tensor], Tensor] | None,
-    engine: SupervisedEvaluator | SupervisedTrainer,
+    amp: bool,
 ) -> Victim:
-    """The victim that an engine evaluates: its network through its inferer, under its autocast."""
-    if engine.amp:
+    """The victim that an engine evaluates: its network through its inferer, under autocast if it asks for it."""
+    network = engine.network
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module  # its forward waits for the other processes, whose batches may be fewer
+    if amp:
         arguments = {"device_type": torch.device(engine.state.device).type, **engine.amp_kwargs}
         network = _Autocast(network, arguments)
-    return Victim(network, differentiable(inferer), head, preprocessing)
+    return Victim(network, differentiable(engine.inferer), head, preprocessing)
+
+
+class _Preprocessed(Inferer):
+    """An inferer with a preprocessing around it, for the iteration that knows none: the victim's pass, unguarded.
+
+    The network keeps its mode and the gradient its way to the weights; of several outputs the first one is given.
+    """
+
+    def __init__(self, inferer: Inferer, head: str | Head, preprocessing: Callable[[Tensor], Tensor]) -> None:
+        self.inferer = inferer
+        self.head = head
+        self.preprocessing = preprocessing
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        assert isinstance(network, nn.Module)
+        victim = Victim(network, self.inferer, self.head, self.preprocessing)
+        return like(victim._forward(plain(inputs), getattr(inputs, "affine", None)), inputs)
 
 
 class _Autocast(nn.Module):
@@ -187,10 +254,3 @@ class _Autocast(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         with torch.autocast(**self.arguments):
             return self.network(image).float()
-
-
-def _with_meta(data: Tensor, like: Tensor) -> Tensor:
-    if isinstance(like, MetaTensor):
-        data = plain_tensor(data)
-        return MetaTensor(data, meta=like.meta, applied_operations=like.applied_operations)
-    return data

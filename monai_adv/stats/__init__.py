@@ -2,6 +2,7 @@
 
 from .comparison import Comparison, compare
 from .effect import hodges_lehmann, rank_biserial
+from .metrics_saver import read_metrics_saver
 from .multiplicity import holm, rejected
 from .ranking import CriticalDifference, FriedmanResult, critical_difference, friedman, rank_stability
 from .resampling import BootstrapResult, bootstrap_mean_difference
@@ -23,6 +24,7 @@ __all__ = [
     "holm",
     "rank_biserial",
     "rank_stability",
+    "read_metrics_saver",
     "rejected",
     "summarise",
     "wilcoxon",

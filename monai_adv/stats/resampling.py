@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from .distribution import ALTERNATIVES, check_choice, check_fraction, differences
@@ -68,6 +69,37 @@ def bootstrap_mean_difference(
         mean = float(values.mean()) if n else math.nan
         return BootstrapResult(mean, (math.nan, math.nan), "none", f"n={n}: no bootstrap interval", n, missing)
 
+    low, high, method, why = bootstrap_interval(
+        values, np.mean, seed, resamples, confidence=confidence, alternative=alternative
+    )
+    return BootstrapResult(float(values.mean()), (low, high), method, why, n, missing)
+
+
+def bootstrap_interval(
+    values: NDArray[Any],
+    statistic: Callable[..., Any],
+    seed: int = 0,
+    resamples: int = 9999,
+    *,
+    confidence: float = 0.95,
+    alternative: str = "two-sided",
+) -> tuple[float, float, str, str]:
+    """Seeded bootstrap interval of any statistic of subjects (``scipy.stats.bootstrap``).
+
+    Bias-corrected and accelerated (Efron 1987); where that is degenerate the percentile interval, and the note says so.
+
+    Args:
+        values: one entry per subject, shape (n,); their indices, where a subject is more than a number.
+        statistic: of resampled values, with or without an ``axis``.
+        seed: of a generator of its own; the global random state is untouched.
+        resamples: number of bootstrap samples.
+        confidence: in (0, 1).
+        alternative: "two-sided", "greater" (lower bound only) or "less" (upper bound only).
+
+    Returns:
+        Low, high, the method ("BCa" or "percentile") and why it is not BCa (empty if it is).
+    """
+
     def interval(method: str) -> tuple[float, float]:
         options: dict[str, Any] = {
             "n_resamples": resamples,
@@ -79,13 +111,12 @@ def bootstrap_mean_difference(
         # SciPy warns and returns NaN for degenerate samples: that case is handled, and reported, below.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            low, high = stats.bootstrap((values,), np.mean, **options).confidence_interval
+            low, high = stats.bootstrap((values,), statistic, **options).confidence_interval
         return float(low), float(high)
 
     constant = bool(np.ptp(values) == 0)
     bounds = (math.nan, math.nan) if constant else interval("BCa")
     if not any(map(math.isnan, bounds)):
-        return BootstrapResult(float(values.mean()), bounds, "BCa", "", n, missing)
+        return (*bounds, "BCa", "")
     why = "all differences are equal" if constant else "BCa is degenerate for this sample"
-    bounds = interval("percentile")
-    return BootstrapResult(float(values.mean()), bounds, "percentile", f"{why}: percentile interval", n, missing)
+    return (*interval("percentile"), "percentile", f"{why}: percentile interval")
