@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from monai_adv.attacks import create
+from monai_adv.errors import ConfigError
+
+OVERLAYS = ("attack", "defend", "robust_train")
+"""Overlays that ship with the package; their keys are in docs/bundles.md."""
+
+
+def overlay_path(name: str) -> Path:
+    """File of an overlay, to be given last in ``python -m monai.bundle run --config_file "[...]"``.
+
+    Args:
+        name: "attack" (every batch of ``validate#evaluator``), "defend" (a filter in front of its inferer) or
+            "robust_train" (every batch of ``train#trainer``).
+
+    Raises:
+        ConfigError: lists the names there are.
+
+    Example:
+        >>> overlay_path("attack").name
+        'attack.json'
+    """
+    if name not in OVERLAYS:
+        raise ConfigError(f"overlay {name!r} is unknown: use one of {', '.join(OVERLAYS)}")
+    return Path(str(files("monai_adv.bundle") / f"{name}.json"))
 
 
 def attack_overlay(

@@ -1,0 +1,121 @@
+"""``monai-adv run --bundle`` and the command ``monai-adv bundle-overlay``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from monai_adv.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("bundle-overlay")(bundle_overlay)
+
+
+def require_one(study: Path | None, bundle: Path | None, given: Mapping[str, Any]) -> None:
+    """A study or a bundle, and the options of a bundle only with one.
+
+    Args:
+        study: the study file, or None.
+        bundle: the bundle, or None.
+        given: the options of ``--bundle`` by name, None or empty where they were left out.
+
+    Raises:
+        ConfigError: says what to give.
+    """
+    if (study is None) == (bundle is None):
+        raise ConfigError("give either a study (monai-adv run study.yaml) or a bundle (monai-adv run --bundle FOLDER)")
+    extra = [f"--{name}" for name, value in given.items() if value not in (None, [], ())]
+    if study is not None and extra:
+        raise ConfigError(f"{', '.join(extra)} go with --bundle; a study says them in its YAML")
+
+
+def run(
+    bundle: Path,
+    *,
+    trust: str | None,
+    attack: str | None,
+    eps: list[float] | None,
+    option: list[str] | None,
+    output: Path | None,
+    limit: int | None,
+    override: list[str] | None,
+    regions: str | None,
+    head: str | None,
+    device: str | None,
+) -> None:
+    """Evaluate a bundle on its own validation data, clean and attacked; says what it found."""
+    from monai_adv import cli
+    from monai_adv.cli_attacks import parse_options
+    from monai_adv.studies.bundle_run import run_bundle
+
+    folder = output or Path("bundle_run")
+    with cli._interruptible(), cli._bar("bundle") as update:
+        result = run_bundle(
+            bundle, folder, trust=trust, attack=attack or "pgd", eps=eps or None, options=parse_options(option),
+            limit=limit, overrides=parse_options(override), regions=_regions(regions), head=head,
+            device=device or "cpu", on_progress=cli._follow(update), on_found=_say,
+        )  # fmt: skip
+    cli._finish(result)
+    _means(folder)
+    cli.out.print(f"records: {folder / 'records.csv'}; next: monai-adv compare {folder}", highlight=False,
+                  soft_wrap=True)  # fmt: skip
+    cli._complain(result.problems, again=False)
+
+
+def bundle_overlay(
+    name: Annotated[str, typer.Argument(help="attack, defend or robust_train.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Copy it there; else say where it is.")] = None,
+) -> None:
+    """A configuration file to give last to `python -m monai.bundle run`, which leaves the bundle as it is.
+
+    Example: monai-adv bundle-overlay attack -o configs/attack.json
+    """
+    from monai_adv import cli
+    from monai_adv.bundle import overlay_path
+    from monai_adv.data.files import write_atomic
+
+    path = overlay_path(name)
+    if output is None:
+        cli.out.print(str(path), highlight=False, soft_wrap=True)
+        return
+    write_atomic(output, path.read_bytes())
+    cli.out.print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+def _regions(text: str | None) -> Any:
+    """``TC,WT,ET``, or YAML ``{WT: [1, 2, 3]}``."""
+    if text is None:
+        return None
+    import yaml
+
+    if not text.lstrip().startswith("{"):
+        return [name.strip() for name in text.split(",")]
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--regions {text!r} is not valid YAML: {error}") from error
+    return found
+
+
+def _say(found: Any) -> None:
+    from monai_adv import cli
+
+    cli.out.print("found in the bundle's own configuration:", highlight=False)
+    for line in found.summary().splitlines():
+        cli.out.print(f"  {cli._escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _means(folder: Path) -> None:
+    from monai_adv import cli
+    from monai_adv.studies.records import read_records
+
+    table = read_records(folder)
+    scored = table[table["status"] == "ok"]
+    if not scored.empty:
+        means = scored.groupby(["setting", "region"], sort=False)["dice"].agg(["count", "mean", "median"])
+        cli._print_frame(means.reset_index(), "Dice over cases: vulnerability under this threat model")
