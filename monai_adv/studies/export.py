@@ -1,4 +1,4 @@
-"""Adversarial volumes as files: the original geometry, one NIfTI per modality, a JSON that says what was done."""
+"""Adversarial volumes as files: stored as their sources are, and scored again from disk by the untouched pipeline."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from monai_adv.attacks import create
-from monai_adv.data import MODALITIES, save_nifti, scan
+from monai_adv.attacks import Attack, AttackResult, create
+from monai_adv.data import MODALITIES, LabelScheme, Storage, save_nifti, scan, stored_type
+from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError
-from monai_adv.handlers import case_rows
+from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
 from monai_adv.studies.config import DataConfig
 from monai_adv.studies.provenance import versions
+from monai_adv.studies.records import csv_bytes
 from monai_adv.studies.units import safe_name, write_json
-from monai_adv.victims import load_victim
+from monai_adv.victims import Victim, load_victim, read_checkpoint
 from monai_adv.victims.checkpoint import file_hash
 
+SCHEMA = "monai_adv.adversarial_case/1"
+STORES = ("source", "float32", "int16")
 CONFIG = DataConfig(root=Path("."))
 SUFFIX = dict(zip(MODALITIES, ("t1", "t1ce", "t2", "flair")))
 
@@ -31,13 +36,13 @@ class Exported:
     Attributes:
         subject: its name.
         folder: where its files are.
-        dice: region -> (clean, adversarial) Dice.
+        dice: region -> Dice of the clean scan, of the adversarial one in memory, and of its files loaded anew.
         error: why there is nothing, or None.
     """
 
     subject: str
     folder: Path | None = None
-    dice: dict[str, tuple[float, float]] = field(default_factory=dict)
+    dice: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -48,27 +53,37 @@ def attack_files(
     spec: Mapping[str, Any],
     subjects: Sequence[str] | None = None,
     scheme: str | None = None,
+    *,
+    store: str = "source",
+    resample: bool = False,
 ) -> Iterator[Exported]:
-    """Attack subjects of a folder on their own grid and write the results as NIfTI.
+    """Attack subjects of a folder on their own grid, write the results as NIfTI, and score them again from disk.
 
-    Per subject: ``<subject>_t1.nii.gz`` ... (adversarial, float32, scanner units), ``_clean_prediction``,
-    ``_adversarial_prediction`` (canonical class indices) and ``_attack.json``.
+    Per subject: ``<subject>_t1.nii.gz`` ... (adversarial, in scanner units), ``<subject>_t1_perturbation.nii.gz`` ...
+    (float32), ``_clean_prediction`` and ``_adversarial_prediction`` (canonical class indices), ``_seg`` where the
+    attack moved the anatomy, and ``_attack.json``. ``records.csv`` in ``output`` has a row per subject, region and
+    setting: clean, attacked in memory, and the files loaded anew.
 
     Args:
-        root: folder of NIfTI files.
+        root: folder of images.
         checkpoint: the victim.
         output: folder to write to, one folder per subject.
         spec: ``{"name": attack, "eps": ..., **options}`` for :func:`monai_adv.attacks.create`.
         subjects: names of subjects; all if None.
         scheme: label scheme where the names do not settle it.
+        store: type of the adversarial files. "source": each as its source, with its slope; where sources hold whole
+            numbers the attack uses only values that they can store. "int16": whole numbers. "float32": any values.
+        resample: run the network at the spacing it was trained at, inside the attacked pipeline.
 
     Yields:
         One :class:`Exported` per subject, as it is done; a bad subject costs only itself.
 
     Raises:
-        ConfigError: for an unknown subject or attack.
+        ConfigError: for an unknown subject, attack or type.
     """
-    attack = create(**spec)
+    if store not in STORES:
+        raise ConfigError(f"store {store!r} is unknown: use one of {', '.join(STORES)}")
+    create(**spec)  # a wrong option is told before anything is read
     victim = load_victim(checkpoint)
     found = scan(root, scheme)
     names = {item["subject"] for item in found.items}
@@ -81,56 +96,168 @@ def attack_files(
     chosen = [item for item in found.items if not subjects or item["subject"] in subjects]
     if not chosen and not found.problems:
         raise DataError(f"no subject in {root}")
+    job = _Job(victim, Path(checkpoint), dict(spec), Path(output), store, resample)
     for item in chosen:
         try:
-            yield _one(item, victim, attack, Path(output), spec, checkpoint)
-        except (MonaiAdvError, RuntimeError, MemoryError) as error:
+            yield job.one(item)
+        except (MonaiAdvError, RuntimeError, MemoryError, OSError) as error:
             yield Exported(item["subject"], error=f"{item['subject']}: {error}")
 
 
-def _one(
-    item: Mapping[str, Any], victim: Any, attack: Any, output: Path, spec: Mapping[str, Any], checkpoint: str | Path
-) -> Exported:
-    case = cases.load(item, CONFIG)  # what `run` attacks: the same orientation, the same crop
-    subject, image, grid = case.subject, case.image, case.native
-    label = victim.head.label_from_classes(case.classes)
-    clean = victim.predict(image)
-    result = attack(victim, image, label, spacing=case.spacing, affine=case.affine)
-    shared = {
-        "head": victim.head,
-        "label": label,
-        "spacing": case.spacing,
-        "truth_outside": case.truth_outside(victim.head),
-    }
-    adversarial = case.restore(result.image[0])
-    before = case_rows({}, prediction=clean, **shared)
-    shared["label"] = result.label  # moved with the anatomy, where that moved
-    after = case_rows({}, prediction=result.prediction, clean=image, adversarial=result.image, **shared)
-    folder = output / safe_name(subject)
-    for channel, modality in enumerate(MODALITIES):
-        like = _file_of(item, channel, grid)
-        save_nifti(adversarial[channel].numpy(), like, folder / f"{safe_name(subject)}_{SUFFIX[modality]}.nii.gz")
-    for kind, prediction in (("clean", clean), ("adversarial", result.prediction)):
-        classes = case.restore(victim.head.classes_from_prediction(prediction)[0])[0].numpy().astype(np.uint8)
-        save_nifti(classes, grid, folder / f"{safe_name(subject)}_{kind}_prediction.nii.gz")
-    dice = {b["region"]: (b["dice"], a["dice"]) for b, a in zip(before, after)}
-    write_json(
-        folder / f"{safe_name(subject)}_attack.json",
-        {
-            "subject": subject,
-            "sources": item["image"],
-            "attack": {"name": spec["name"], **attack.parameters()},
-            "victim": {"checkpoint_sha256": file_hash(checkpoint), "name": victim.name},
-            "in_memory": {"clean": before, "adversarial": after},
-            "success": bool(result.success[0]),
-            "details": {name: values[0] for name, values in result.details.items()},
-            "parameters": {k: v[0].tolist() for k, v in result.parameters.items() if v[0].numel() <= 10_000},
-            "versions": versions(),
-        },
-    )
-    return Exported(subject, folder, dice)
+@dataclass
+class _Job:
+    """What all subjects share."""
+
+    victim: Victim
+    checkpoint: Path
+    spec: dict[str, Any]
+    output: Path
+    store: str
+    resample: bool
+
+    def one(self, item: Mapping[str, Any]) -> Exported:
+        case = cases.load(item, CONFIG)  # what `run` attacks: the same orientation, the same crop
+        storages = self._storages(item)
+        attack = create(**{**_quantized(storages, case.subject), **self.spec})
+        victim = self._at(case)
+        label = victim.head.label_from_classes(case.classes)
+        clean = victim.predict(case.image, case.affine)
+        result = attack(victim, case.image, label, spacing=case.spacing, affine=case.affine)
+        folder = self.output / safe_name(case.subject)
+        written = self._write(item, case, storages, clean, result, attack, folder)
+        again = cases.load({**item, **written}, CONFIG)
+        kept = self._at(again).predict(again.image, again.affine)
+
+        threat, name = attack.threat, self.spec["name"]
+        shared = {"subject": case.subject, "victim": victim.name, "units": threat.units, "norm": threat.norm}
+
+        def setting(title: str, eps: float) -> dict[str, Any]:
+            label = setting_label(title, eps, threat.units, threat.norm)
+            return {**shared, "attack": title, "method": title, "eps": eps, "setting": label}
+
+        before = _score(setting("clean", 0.0), case, victim, clean, label)
+        memory = _score(
+            setting(name, threat.eps), case, victim, result.prediction, result.label,
+            clean=case.image, adversarial=result.image,
+        )  # fmt: skip
+        truth = victim.head.label_from_classes(again.classes)
+        disk = _score(setting(f"{name} from disk", threat.eps), again, victim, kept, truth)
+        self._document(item, written, folder, case.subject, attack, result, (before, memory, disk))
+        self._record(case.subject, [*before, *memory, *disk])
+        dice = {b["region"]: (b["dice"], m["dice"], d["dice"]) for b, m, d in zip(before, memory, disk)}
+        return Exported(case.subject, folder, dice)
+
+    def _at(self, case: cases.Case) -> Victim:
+        if not self.resample:
+            return self.victim
+        spacing = read_checkpoint(self.checkpoint)[1].spacing
+        if spacing is None:
+            raise ConfigError(f"{self.checkpoint} does not say at which spacing it was trained: leave resample out")
+        return self.victim.resampled(case.spacing, spacing)
+
+    def _storages(self, item: Mapping[str, Any]) -> list[Storage]:
+        """How each modality will be stored."""
+        if self.store != "source":
+            return [Storage(np.dtype(self.store))] * len(MODALITIES)
+        if isinstance(item["image"], (list, tuple)):
+            return [stored_type(path) for path in item["image"]]
+        return [stored_type(item["image"])] * len(MODALITIES)
+
+    def _write(
+        self,
+        item: Mapping[str, Any],
+        case: cases.Case,
+        storages: Sequence[Storage],
+        clean: Any,
+        result: AttackResult,
+        attack: Attack,
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Write the files of a subject; what of its datalist item is another file now."""
+        stem, head = safe_name(case.subject), self.victim.head
+        # outside the crop all modalities are background, and stay as they are
+        change = case.restore(result.image[0] - case.image[0])
+        adversarial = case.restore(result.image[0])
+        paths = []
+        for channel, modality in enumerate(MODALITIES):
+            like = item["image"][channel] if isinstance(item["image"], (list, tuple)) else case.native
+            path = folder / f"{stem}_{SUFFIX[modality]}.nii.gz"
+            save_nifti(adversarial[channel].numpy(), like, path, storage=storages[channel])
+            difference = folder / f"{stem}_{SUFFIX[modality]}_perturbation.nii.gz"
+            save_nifti(change[channel].numpy(), like, difference)
+            paths.append(str(path))
+        for kind, prediction in (("clean", clean), ("adversarial", result.prediction)):
+            classes = case.restore(head.classes_from_prediction(prediction)[0])[0].numpy().astype(np.uint8)
+            save_nifti(classes, case.native, folder / f"{stem}_{kind}_prediction.nii.gz")
+        changed: dict[str, Any] = {"image": paths}
+        if attack.moves_voxels:
+            truth = case.restore(head.classes_from_prediction(result.label)[0])[0]
+            moved = LabelScheme.get(item["scheme"]).from_classes(truth)
+            changed["label"] = str(save_nifti(moved, case.native, folder / f"{stem}_seg.nii.gz"))
+        return changed
+
+    def _document(
+        self,
+        item: Mapping[str, Any],
+        written: Mapping[str, Any],
+        folder: Path,
+        subject: str,
+        attack: Attack,
+        result: AttackResult,
+        rows: tuple[list[dict[str, Any]], ...],
+    ) -> None:
+        before, memory, disk = rows
+        sources = item["image"] if isinstance(item["image"], (list, tuple)) else [item["image"]]
+        write_json(
+            folder / f"{safe_name(subject)}_attack.json",
+            {
+                "schema": SCHEMA,
+                "subject": subject,
+                "sources": {str(path): file_hash(path) for path in [*sources, item["label"]]},
+                "files": {Path(path).name: file_hash(path) for path in sorted(folder.glob("*.nii.gz"))},
+                "adversarial": [Path(path).name for path in written["image"]],
+                "attack": {**attack.parameters(), "name": self.spec["name"], "seed": attack.seed},
+                "threat": attack.threat.plain(),
+                "victim": {"name": self.victim.name, "checkpoint_sha256": file_hash(self.checkpoint)},
+                "resampled": self.resample,
+                "clean": before,
+                "in_memory": memory,
+                "from_disk": disk,
+                "success": bool(result.success[0]),
+                "cost": vars(result.cost),
+                "details": {name: values[0] for name, values in result.details.items()},
+                "parameters": {k: v[0].tolist() for k, v in result.parameters.items() if v[0].numel() <= 10_000},
+                "versions": versions(),
+            },
+        )
+
+    def _record(self, subject: str, rows: list[dict[str, Any]]) -> None:
+        """Add a subject to the table, in place of what the same settings gave before."""
+        path = self.output / "records.csv"
+        table = pd.DataFrame(rows)
+        if path.is_file():
+            before = pd.read_csv(path, dtype={"subject": str, "victim": str})
+            same = (before["subject"] == subject) & before["setting"].isin(table["setting"])
+            table = pd.concat([before[~same], table], ignore_index=True)
+        table = table.sort_values(["subject", "attack", "eps", "setting", "region"], kind="stable")
+        write_atomic(path, csv_bytes(table))
 
 
-def _file_of(item: Mapping[str, Any], channel: int, grid: Any) -> Any:
-    """The file whose header a modality keeps: its own, or for a 4D file the label's grid."""
-    return item["image"][channel] if isinstance(item["image"], (list, tuple)) else grid
+def _quantized(storages: Sequence[Storage], subject: str) -> dict[str, Any]:
+    """Option of the attack for files of these types."""
+    if all(storage.dtype.kind == "f" for storage in storages):
+        return {}
+    names = sorted({storage.dtype.name for storage in storages})
+    if len(names) > 1:
+        raise ConfigError(f"{subject}: its modalities are stored as {', '.join(names)}: write them with store=float32")
+    slope, inter = [storage.quantum for storage in storages], [storage.inter for storage in storages]
+    return {"quantize": {"dtype": names[0], "slope": slope, "inter": inter}}
+
+
+def _score(
+    identity: Mapping[str, Any], case: cases.Case, victim: Victim, prediction: Any, label: Any, **images: Any
+) -> list[dict[str, Any]]:
+    return case_rows(
+        {**identity, "status": "ok"}, head=victim.head, prediction=prediction, label=label, spacing=case.spacing,
+        truth_outside=case.truth_outside(victim.head), **images,
+    )  # fmt: skip
