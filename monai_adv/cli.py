@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from monai_adv import __version__, cli_ablation, cli_attacks, cli_universal
-from monai_adv.errors import MonaiAdvError
+from monai_adv import __version__, cli_ablation, cli_attacks, cli_bundle, cli_certify, cli_convert, cli_universal
+from monai_adv.errors import ConfigError, MonaiAdvError
 
 if TYPE_CHECKING:
     from monai_adv.studies import Progress, StudyResult
@@ -81,7 +81,7 @@ def simulate(
 
 @app.command()
 def datalist(
-    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
+    root: Annotated[Path, typer.Argument(help="Folder of images in a BraTS or MSD layout.")],
     scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; printed if left out.")] = None,
 ) -> None:
@@ -103,7 +103,7 @@ def datalist(
 
 @app.command()
 def check(
-    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
+    root: Annotated[Path, typer.Argument(help="Folder of images in a BraTS or MSD layout.")],
     scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV with every fact of every subject.")] = None,
 ) -> None:
@@ -130,14 +130,14 @@ def check(
 
 @app.command()
 def train(
-    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files with labels.")],
+    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("victim.pt"),
     hold_out: Annotated[
         int, typer.Option(min=0, help="Leave out every n-th subject by name, from the first; 0 uses all.")
     ] = 5,
     head: Annotated[str, typer.Option(help="softmax (4 classes) or sigmoid (TC, WT, ET).")] = "softmax",
-    channels: Annotated[str, typer.Option(help="Channels of the U-Net's levels.")] = "16,32,64,128",
-    res_units: Annotated[int, typer.Option(min=0, help="Residual units per level.")] = 0,
+    channels: Annotated[str | None, typer.Option(help="Channels of the U-Net's levels; 16,32,64,128.")] = None,
+    res_units: Annotated[int | None, typer.Option(min=0, help="Residual units per level; 0.")] = None,
     patch: Annotated[int, typer.Option(min=16, help="Side of patches and of the sliding window, in voxels.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Patches per step.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4000,
@@ -145,19 +145,31 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights, patches and augmentation.")] = 0,
     half: Annotated[bool, typer.Option(help="Store the weights in 16 bits.")] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(help="noise, fgsm_at, pgd_at, free, trades, vafa_at, distillation, offline; plain if left out."),
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the method as key=value (YAML value).")] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint whose network is trained further.")] = None,
     scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
 ) -> None:
-    """Train the baseline 3D U-Net and report its Dice on the subjects left out.
+    """Train the baseline 3D U-Net, plainly or robustly, and report its Dice on the subjects left out.
 
-    Example: monai-adv train BraTS2021 -o unet.pt --minutes 25
+    Budgets of the online methods are in standard deviations of the brain. Example: monai-adv train BraTS2021 -o at.pt
+    --init unet.pt --method pgd_at --option eps=0.1 --option steps=3 --minutes 25
     """
     from monai_adv.studies.training import train_and_score
 
-    widths = [int(c) for c in channels.split(",")]
-    network = {"channels": widths, "strides": [2] * (len(widths) - 1), "num_res_units": res_units}
+    if option and method is None:
+        raise ConfigError("--option belongs to a --method")
+    network: dict[str, Any] = {}  # of the checkpoint, if there is one
+    if init is None or channels is not None or res_units is not None:
+        widths = [int(c) for c in (channels or "16,32,64,128").split(",")]
+        network = {"channels": widths, "strides": [2] * (len(widths) - 1), "num_res_units": res_units or 0}
     recipe = {
         "head": head, "network": network, "patch": (patch,) * 3, "batch": batch, "steps": steps, "minutes": minutes,
-        "learning_rate": learning_rate, "seed": seed, "half": half,
+        "learning_rate": learning_rate, "seed": seed, "half": half, "init": None if init is None else str(init),
+        "method": None if method is None else {"name": method, **cli_attacks.parse_options(option)},
     }  # fmt: skip
     with _bar("training") as update:
         table, problems = train_and_score(
@@ -172,13 +184,32 @@ def train(
 
 @app.command()
 def run(
-    study: Annotated[Path, typer.Argument(help="Study in YAML.")],
-    report_: Annotated[bool, typer.Option("--report/--no-report", help="Write tables, figures and report.")] = True,
+    study: Annotated[Path | None, typer.Argument(help="Study in YAML.")] = None,
+    report_: Annotated[bool, typer.Option("--report/--no-report", help="Tables, figures, report of a study.")] = True,
+    bundle: Annotated[Path | None, typer.Option(help="MONAI bundle to attack instead of a study.")] = None,
+    trust: Annotated[str | None, typer.Option(help="SHA-256 of the bundle's configuration, which is executed.")] = None,
+    attack: Annotated[str | None, typer.Option(help="Attack on the bundle; pgd if left out.")] = None,
+    eps: Annotated[list[float] | None, typer.Option(help="Its budget; may be repeated.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of threat or attack as key=value.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; bundle_run if left out.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first cases.")] = None,
+    override: Annotated[list[str] | None, typer.Option(help="Entry of the bundle's configuration, key=value.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Output channels in order, TC,WT,ET, or {name: classes}.")] = None,
+    head: Annotated[str | None, typer.Option(help="sigmoid or softmax, where the bundle does not tell.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the bundle's network runs; cpu if left out.")] = None,
 ) -> None:
-    """Run a study: victims x attacks x budgets x subjects; finished units are skipped.
+    """Run a study (victims x attacks x budgets x subjects), or attack a MONAI bundle on its own validation data.
 
-    Example: monai-adv run study.yaml
+    Finished units are skipped. Example: monai-adv run study.yaml
     """
+    options: dict[str, Any] = {"trust": trust, "attack": attack, "eps": eps, "option": option, "output": output,
+                               "limit": limit, "override": override, "regions": regions, "head": head,
+                               "device": device}  # fmt: skip
+    cli_bundle.require_one(study, bundle, options)
+    if bundle is not None:
+        cli_bundle.run(bundle, **options)
+        return
+    assert study is not None
     from monai_adv.studies import load_study, run_study
 
     config = load_study(study)
@@ -192,29 +223,43 @@ def run(
 
 @app.command()
 def compare(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a CSV of records.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folder, CSV of records, or *_raw.csv ...")],
     metric: Annotated[str | None, typer.Option(help="Metric to compare.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Attack that the others are compared with.")] = None,
     alpha: Annotated[float | None, typer.Option(min=0.0001, max=0.5, help="Level of the family.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Name of each *_raw.csv, in order.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Names of the classes of *_raw.csv: TC,WT,ET.")] = None,
+    join: Annotated[str | None, typer.Option(help="Join *_raw.csv on whole path or on name (of the file).")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables.")] = None,
 ) -> None:
     """Compare the settings of a run by exact Wilcoxon signed-rank tests with Holm's correction; write the tables.
 
-    What is left out is as the study declared it before it was run.
+    What is left out is as the study declared it before it was run. Files of MONAI's MetricsSaver, the clean evaluator's
+    first, are joined on the filename.
 
-    Example: monai-adv compare runs/brats
+    Example: monai-adv compare runs/brats, or monai-adv compare clean/dice_raw.csv pgd/dice_raw.csv
     """
-    from monai_adv.studies.analysis import analyse, write_analysis
+    from monai_adv.studies.analysis import analyse, analyse_raw, write_analysis
     from monai_adv.studies.config import CompareConfig
     from monai_adv.studies.records import read_records
     from monai_adv.studies.units import read_json
 
-    stored = read_json(run_folder / "study.json") or {}
-    declared = CompareConfig.model_validate(stored.get("study", {}).get("compare", {}))
-    flags = {"metric": metric, "baseline": baseline, "alpha": alpha}
-    chosen = declared.model_copy(update={k: v for k, v in flags.items() if v is not None})
-    analysis = analyse(read_records(run_folder), chosen)
+    first = results[0]
+    folder = output or (first if first.is_dir() else first.parent)
+    raw = {"names": name, "regions": regions.split(",") if regions else None, "join": join}
+    raw = {key: value for key, value in raw.items() if value}
+    if len(results) > 1 or first.name.endswith("_raw.csv"):
+        config = CompareConfig() if alpha is None else CompareConfig(alpha=alpha)
+        analysis = analyse_raw(results, config, baseline, metric=metric, **raw)
+    elif raw:
+        raise ConfigError("--name, --regions and --join are for the *_raw.csv of MONAI's MetricsSaver")
+    else:
+        stored = read_json(first / "study.json") or {}
+        declared = CompareConfig.model_validate(stored.get("study", {}).get("compare", {}))
+        flags = {"metric": metric, "baseline": baseline, "alpha": alpha}
+        chosen = declared.model_copy(update={k: v for k, v in flags.items() if v is not None})
+        analysis = analyse(read_records(first), chosen)
     _print_analysis(analysis)
-    folder = run_folder if run_folder.is_dir() else run_folder.parent
     for path in write_analysis(folder, analysis):
         out.print(f"written: {path}", highlight=False, soft_wrap=True)
 
@@ -251,7 +296,10 @@ def demo(
 
 
 cli_attacks.register(app)
+cli_bundle.register(app)
 cli_ablation.register(app)
+cli_certify.register(app)
+cli_convert.register(app)
 cli_universal.register(app)
 
 

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ablation(
-    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files with labels.")],
+    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
     checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and figures.")],
     target: Annotated[

@@ -33,7 +33,7 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
 
 
 def attack(
-    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files in a BraTS or MSD layout.")],
+    root: Annotated[Path, typer.Argument(help="Folder of images in a BraTS or MSD layout.")],
     checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adversarial files.")],
     subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
@@ -42,25 +42,29 @@ def attack(
     units: Annotated[str | None, typer.Option(help="std, range or absolute; std where the attack has none.")] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2; linf where the attack searches it.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of the attack as key=value (YAML value).")] = None,
+    store: Annotated[str, typer.Option(help="source (as each file is stored), int16 or float32.")] = "source",
+    resample: Annotated[bool, typer.Option(help="Run the network at the spacing it was trained at.")] = False,
     scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
 ) -> None:
-    """Attack whole volumes and write adversarial NIfTI in float32 with the original geometry, beside a JSON each.
+    """Attack whole volumes, write adversarial NIfTI as their sources are stored, and score the files again from disk.
 
     Example: monai-adv attack BraTS2021 --checkpoint unet.pt -o adversarial --attack ifgsm --eps 0.1 --option steps=10
     """
     from monai_adv import cli
     from monai_adv.studies.export import attack_files
 
-    given = {"eps": eps, "units": units, "norm": norm}
+    given: dict[str, Any] = {"eps": eps, "units": units, "norm": norm}
     spec = {"name": name, **{k: v for k, v in given.items() if v is not None}, **parse_options(option)}
     problems = []
-    for done in attack_files(root, checkpoint, output, spec, subject, scheme):
+    for done in attack_files(root, checkpoint, output, spec, subject, scheme, store=store, resample=resample):
         if done.error:
             problems.append(done.error)
             cli.err.print(f"[red]{cli._escape(done.error)}[/]", highlight=False, soft_wrap=True)
         else:
-            dice = ", ".join(f"{r} {a:.3f} -> {b:.3f}" for r, (a, b) in done.dice.items())
+            dice = ", ".join(f"{r} {a:.3f} -> {b:.3f} ({c:.3f} from disk)" for r, (a, b, c) in done.dice.items())
             cli.out.print(f"{done.subject}: Dice {dice}", highlight=False)
+    if (output / "records.csv").is_file():
+        cli.out.print(f"records: {output / 'records.csv'}", highlight=False, soft_wrap=True)
     if problems:
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def universal(
-    root: Annotated[Path, typer.Argument(help="Folder of NIfTI files with labels.")],
+    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
     checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for perturbations, records and tables.")],
     eps: Annotated[float, typer.Option(help="Budget.")] = 0.1,

@@ -1,5 +1,25 @@
 """Defenses as victims: composition in front of a pipeline, so that an adaptive attack needs no new interface."""
 
+from monai_adv.defenses.certificate import ABSTAIN, Certificate
+from monai_adv.defenses.defended import DefendedVictim, unaware
+from monai_adv.defenses.detection import DetectionROC, detection_roc, detector_aware, disagreement
 from monai_adv.defenses.purification import FILTERS, Purify, purified
+from monai_adv.defenses.smoothing import SmoothedVictim, certify, input_distance, smoothed
 
-__all__ = ["FILTERS", "Purify", "purified"]
+__all__ = [
+    "ABSTAIN",
+    "FILTERS",
+    "Certificate",
+    "DefendedVictim",
+    "DetectionROC",
+    "Purify",
+    "SmoothedVictim",
+    "certify",
+    "detection_roc",
+    "detector_aware",
+    "disagreement",
+    "input_distance",
+    "purified",
+    "smoothed",
+    "unaware",
+]

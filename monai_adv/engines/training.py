@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -14,12 +15,12 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data import CacheDataset, DataLoader, list_data_collate
-from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.inferers import SimpleInferer
 from monai.losses import DiceCELoss, DiceLoss
 from monai.transforms import (
     Compose,
+    CopyItemsd,
     CropForegroundd,
     EnsureTyped,
     FgBgToIndicesd,
@@ -38,10 +39,13 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from monai_adv.data import LoadCased
+from monai_adv.engines.robust import RobustTrainer, create_method
+from monai_adv.engines.robust.step import SUPPORT
 from monai_adv.errors import ConfigError, NonFiniteError
 from monai_adv.networks import baseline_unet, build_network
 from monai_adv.transforms import NormalizeNonzerod
-from monai_adv.victims import Head, Victim, VictimConfig, build_victim, save_checkpoint
+from monai_adv.victims import Head, Victim, VictimConfig, build_victim, read_checkpoint, save_checkpoint
+from monai_adv.victims.checkpoint import file_hash
 
 
 @dataclass
@@ -63,6 +67,12 @@ class TrainConfig:
         foreground: share of patches centred on tumour.
         seed: of weights, sampling and augmentation.
         half: store the weights in 16 bits.
+        method: robust training, ``{"name": "pgd_at", "eps": 0.1, "steps": 3}``: see
+            :func:`monai_adv.engines.create_method`; None is plain training. Patches are z-scores of the brain, so that
+            its default units, "absolute", are standard deviations; what was background before the augmentation is not
+            perturbed.
+        init: checkpoint whose network is trained further, instead of one with random weights; ``network`` may then be
+            left out.
     """
 
     head: str = "softmax"
@@ -78,12 +88,19 @@ class TrainConfig:
     foreground: float = 0.67
     seed: int = 0
     half: bool = False
+    method: dict[str, Any] | None = None
+    init: str | None = None
 
 
 def training_transforms(config: TrainConfig) -> Compose:
     """Deterministic transforms (which ``CacheDataset`` computes once) followed by the random ones."""
     head = Head(config.head)
     both = ("image", "label")
+    # what a method may perturb, from before the augmentation, which leaves no background of exact zeros
+    support: list[Any] = []
+    if config.method is not None:
+        support = [CopyItemsd("image", names=SUPPORT), Lambdad(SUPPORT, lambda image: image != 0)]
+    kept = (*both, SUPPORT) if support else both
     return Compose(
         [
             LoadCased(),
@@ -92,9 +109,10 @@ def training_transforms(config: TrainConfig) -> Compose:
             NormalizeNonzerod("image"),
             SpatialPadd(both, spatial_size=config.patch),
             EnsureTyped(both, track_meta=False),
+            *support,
             FgBgToIndicesd("label", image_key="image"),  # once, not at every draw
             RandCropByPosNegLabeld(
-                both,
+                kept,
                 label_key="label",
                 fg_indices_key="label_fg_indices",
                 bg_indices_key="label_bg_indices",
@@ -103,12 +121,12 @@ def training_transforms(config: TrainConfig) -> Compose:
                 neg=1 - config.foreground,
                 num_samples=config.per_subject,
             ),
-            *(RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            *(RandFlipd(kept, prob=0.5, spatial_axis=axis) for axis in range(3)),
             RandScaleIntensityd("image", factors=0.15, prob=0.5, channel_wise=True),
             RandShiftIntensityd("image", offsets=0.15, prob=0.5, channel_wise=True),
             RandGaussianNoised("image", prob=0.2, std=0.1),
             Lambdad("label", lambda label: head.label_from_classes(label[None])[0]),
-            SelectItemsd(both),
+            SelectItemsd(kept),
         ]
     )
 
@@ -171,14 +189,18 @@ def train(
         raise ConfigError(f"batch {config.batch} is not a multiple of per_subject {config.per_subject}")
     head = Head(config.head)
     torch.manual_seed(config.seed)  # weight initialisation has no generator argument in torch
-    network = build_network(baseline_unet(config.head, **config.network))
+    network, architecture = _network(config)
+    method = create_method(config.method, head)
+    # Free steps several times on a batch: the steps are counted, and the batches drawn, accordingly
+    replays = getattr(method, "steps_per_batch", 1)
+    batches = math.ceil(config.steps / replays)
 
     transforms = training_transforms(config)
     transforms.set_random_state(config.seed)
     dataset = CacheDataset(list(items), transforms, progress=False, num_workers=None)
     subjects = config.batch // config.per_subject
     sampler = RandomSampler(
-        dataset, num_samples=config.steps * subjects, generator=torch.Generator().manual_seed(config.seed)
+        dataset, num_samples=batches * subjects, generator=torch.Generator().manual_seed(config.seed)
     )
     # no background thread: an engine that ends early leaves MONAI's running, and it outlives the interpreter
     loader = DataLoader(dataset, batch_size=subjects, sampler=sampler, collate_fn=list_data_collate)
@@ -189,12 +211,12 @@ def train(
     def done() -> float:
         """Share of the training that is over, by steps or by the clock, whichever is further."""
         by_clock = (time.monotonic() - started) / (60 * config.minutes) if config.minutes else 0.0
-        return min(1.0, max(len(losses) / config.steps, by_clock))
+        return min(1.0, max(len(losses) / batches, by_clock))
 
     losses: list[float] = []
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: _one_cycle(done()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = SupervisedTrainer(
+    trainer = RobustTrainer(
         device=device,
         max_epochs=1,
         train_data_loader=loader,
@@ -204,6 +226,8 @@ def train(
         inferer=SimpleInferer(),
         train_handlers=[LrScheduleHandler(scheduler, epoch_level=False, print_lr=False)],  # type: ignore[arg-type]
         decollate=False,
+        method=method,
+        head=head,
     )
     trainer.logger.setLevel(logging.WARNING)
 
@@ -227,20 +251,53 @@ def train(
     kept = averaged.ema_model if averaged is not None and long_enough else network
 
     pipeline = VictimConfig(
-        network=baseline_unet(config.head, **config.network),
+        network=architecture,
         head=config.head,
         roi_size=list(config.patch),
         spacing=list(spacing) if spacing is not None else None,
         training={
             "recipe": {**asdict(config), "patch": list(config.patch)},
             "subjects": [str(item["subject"]) for item in items],
-            "steps": len(losses),
+            "method": _recorded(config),
+            "init": None if config.init is None else {"file": str(config.init), "sha256": file_hash(config.init)},
+            "steps": len(losses) * replays,
             "final_loss": sum(losses[-50:]) / max(1, len(losses[-50:])),
             **(provenance or {}),
         },
     )
     save_checkpoint(out, kept, pipeline, half=config.half)
     return build_victim(kept.eval(), pipeline, name=Path(out).stem), losses
+
+
+def _network(config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """The network to train and its configuration: a new one, or that of a checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint's pipeline is not the one that is trained for.
+    """
+    wanted = baseline_unet(config.head, **config.network)
+    if config.init is None:
+        return build_network(wanted), wanted
+    network, stored = read_checkpoint(config.init)
+    if stored.head != config.head:
+        raise ConfigError(f"{config.init} has a {stored.head} head: train it with that, not with {config.head}")
+    if config.network and json.loads(json.dumps(wanted)) != stored.network:
+        raise ConfigError(
+            f"{config.init} holds the network {stored.network}: leave the network out to train it further"
+        )
+    if stored.preprocessing != "zscore_nonzero":
+        raise ConfigError(
+            f"{config.init} takes images as they are, but patches are z-scored: it cannot be trained here"
+        )
+    return network.train(), stored.network
+
+
+def _recorded(config: TrainConfig) -> dict[str, Any]:
+    """The method as plain data, with the hash of what it learns from."""
+    method = {"name": "plain"} if config.method is None else dict(config.method)
+    if method.get("teacher") is not None:
+        method["teacher_sha256"] = file_hash(method["teacher"])
+    return method
 
 
 def _one_cycle(done: float, warmup: float = 0.05) -> float:

@@ -194,14 +194,14 @@ def _one(
     head, image = victim.head, case.image
     label, mask = head.label_from_classes(case.classes), None
     with torch.no_grad():
-        logits = victim(image)
+        logits = victim(image, case.affine)
     if rule == "next":
         rule, mask = _next(case, items, victim)
     elif isinstance(rule, Mapping) and set(rule) & {"subject", "file"}:
         mask = cases.target_mask(rule, case, items, head)
     brain = (image != 0).any(1, keepdim=True)
     target = make_target(rule if mask is None else mask, label, logits, head, spacing=case.spacing, support=brain)
-    clean = head.predict(logits)
+    clean = victim.discretise(logits)
     done = Ablated(case.subject)
     if snapshots:
         shown = [_masks(victim, found) for found in (label, target, clean)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pandas as pd
 
 from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
-from monai_adv.stats import Comparison, compare, holm, wilcoxon
+from monai_adv.stats import Comparison, compare, holm, read_metrics_saver, wilcoxon
 from monai_adv.studies.config import CompareConfig
 from monai_adv.studies.records import csv_bytes
 from monai_adv.studies.units import safe_name
@@ -90,6 +91,35 @@ def analyse(records: pd.DataFrame, config: CompareConfig | None = None, eps: flo
         except (ValueError, KeyError) as error:
             notes.append(f"the victims cannot be compared with each other: {error}")
     return Analysis(comparisons, between, ordering(records, eps, config.alpha), notes)
+
+
+def analyse_raw(
+    paths: Sequence[Path], config: CompareConfig | None = None, baseline: str | None = None, **options: Any
+) -> Analysis:
+    """Compare evaluators by the ``*_raw.csv`` of MONAI's ``MetricsSaver``.
+
+    Args:
+        paths: a file per evaluator, of the same cases.
+        config: level of the family and the like; its metric and baseline are not used.
+        baseline: name of the file that the others are compared with; the first one if None.
+        **options: see :func:`monai_adv.stats.read_metrics_saver`.
+
+    Raises:
+        ConfigError: if they cannot be read or compared; the message says why.
+    """
+    config = config or CompareConfig()
+    if len(paths) < 2:
+        raise ConfigError("a comparison needs two *_raw.csv or more: a clean evaluator's and an attacked one's")
+    try:
+        records = read_metrics_saver(*paths, **options)
+        names = list(dict.fromkeys(records["attack"]))
+        comparison = compare(
+            records, baseline=names[0] if baseline is None else baseline, metric=str(records.columns[-1]),
+            alternative=config.alternative, zero_method=config.zero_method, alpha=config.alpha,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Analysis({comparison.metric: comparison}, None, pd.DataFrame())
 
 
 def _complete(part: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -43,11 +43,13 @@ class DataConfig(_Strict):
 
 
 class VictimEntry(_Strict):
-    """A checkpoint and how it is deployed; None keeps what the checkpoint says.
+    """A checkpoint and how it is deployed (None keeps what it says), or a MONAI bundle as it deploys itself.
 
     Args:
         name: how tables call it.
         checkpoint: file written by ``monai-adv train``.
+        bundle: folder of a MONAI bundle, instead of a checkpoint; see docs/bundles.md.
+        trust: SHA-256 of the bundle's configuration, which is executed.
         overlap: overlap of windows.
         mode: blending.
         roi_size: window in voxels.
@@ -56,12 +58,34 @@ class VictimEntry(_Strict):
     """
 
     name: str
-    checkpoint: Path
+    checkpoint: Path | None = None
+    bundle: Path | None = None
+    trust: str | None = None
     overlap: float | None = Field(default=None, ge=0, lt=1)
     mode: Literal["gaussian", "constant"] | None = None
     roi_size: list[int] | None = Field(default=None, min_length=3, max_length=3)
     sw_batch_size: int | None = Field(default=None, ge=1)
     resample: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> VictimEntry:
+        if (self.checkpoint is None) == (self.bundle is None):
+            raise ValueError(f"victim {self.name}: give either a checkpoint or a bundle")
+        given = self.model_dump(exclude={"name", "checkpoint", "bundle"}, exclude_defaults=True)
+        if self.bundle is None and self.trust is not None:
+            raise ValueError(f"victim {self.name}: trust goes with a bundle; a checkpoint executes nothing")
+        if self.bundle is not None and set(given) - {"trust"}:
+            raise ValueError(
+                f"victim {self.name}: {', '.join(sorted(set(given) - {'trust'}))}: a bundle says how it is deployed"
+            )
+        return self
+
+    @property
+    def source(self) -> Path:
+        """The checkpoint or the bundle."""
+        found = self.checkpoint if self.checkpoint is not None else self.bundle
+        assert found is not None
+        return found
 
 
 class AttackEntry(BaseModel):
@@ -109,6 +133,9 @@ class BudgetConfig(_Strict):
         channels: indices of the modalities that may change; all if None.
         support: "foreground" (non-zero voxels of each channel) or "all".
         bounds: "data", a pair of numbers, or None.
+        proportions: budgets of the modalities as multiples of eps, one number each; equal if None.
+        quantize: integer type the scans are stored in, e.g. "int16", or ``{dtype: int16, slope: 0.5, inter: 0}``:
+            attacks use only values such files hold. None leaves values free.
     """
 
     eps: list[float] = Field(min_length=1)
@@ -117,6 +144,8 @@ class BudgetConfig(_Strict):
     channels: list[int] | None = None
     support: Literal["foreground", "all"] = "foreground"
     bounds: Literal["data"] | tuple[float, float] | None = "data"
+    proportions: list[float] | None = None
+    quantize: str | dict[str, Any] | None = None
 
     @field_validator("eps")
     @classmethod
@@ -197,7 +226,7 @@ class StudyConfig(_Strict):
         shared = self.budgets.model_dump(exclude={"eps"})
         kind = attack_class(attack.name)
         if kind.norms == ("parameter",):  # a physical change: no norm ball, and no bounds on what physics does
-            shared = {"support": self.budgets.support}
+            shared = {"support": self.budgets.support, "quantize": self.budgets.quantize}
             if self.budgets.channels is not None:
                 shared["channels"] = self.budgets.channels
         target = attack.options.get("target")
@@ -226,7 +255,8 @@ class StudyConfig(_Strict):
         content["data"] = {k: v for k, v in content["data"].items() if k not in ("subjects", "every")}
         content["data"]["root"] = str(self.data.root.resolve())
         for entry, victim in zip(content["victims"], self.victims):
-            entry["checkpoint"] = str(victim.checkpoint.resolve())
+            entry.pop("trust", None)  # whether the bundle may run; what it is stands in every unit's key
+            entry["checkpoint" if victim.bundle is None else "bundle"] = str(victim.source.resolve())
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -252,7 +282,10 @@ def load_study(path: str | Path) -> StudyConfig:
     study.data.root = folder / study.data.root
     study.output = folder / study.output
     for victim in study.victims:
-        victim.checkpoint = folder / victim.checkpoint
+        if victim.bundle is not None:
+            victim.bundle = folder / victim.bundle
+        else:
+            victim.checkpoint = folder / victim.source
     for attack in study.attacks:
         target = attack.options.get("target")
         if isinstance(target, dict) and "file" in target:

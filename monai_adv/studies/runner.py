@@ -19,8 +19,9 @@ from monai_adv.studies.config import FILES, AttackEntry, StudyConfig
 from monai_adv.studies.provenance import versions
 from monai_adv.studies.records import write_records
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
+from monai_adv.studies.victims import load_entry
 from monai_adv.studies.volumes import save_volumes, volumes_key, volumes_path
-from monai_adv.victims import Victim, load_victim, read_checkpoint
+from monai_adv.victims import Victim, read_checkpoint
 from monai_adv.victims.checkpoint import file_hash
 
 logger = logging.getLogger(__name__)
@@ -80,13 +81,9 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
         CheckpointError: if a victim cannot be loaded.
     """
     items, by_subject, result = _prepare(study)
-    victims = {v.name: _load(v, study.device) for v in study.victims}
-    hashes = {
-        v.name: digest(
-            [file_hash(v.checkpoint), v.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True)]
-        )
-        for v in study.victims
-    }
+    loaded = {v.name: load_entry(v, study.device) for v in study.victims}
+    victims = {name: victim for name, (victim, _) in loaded.items()}
+    hashes = {name: content for name, (_, content) in loaded.items()}
     store = UnitStore(result.folder / "units")
     montages = [item["subject"] for item in items[: study.figures.montages]]
     per_case = 1 + sum(len(a.eps(study.budgets.eps)) for a in study.attacks)
@@ -212,11 +209,6 @@ def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], dict[str, dict[s
     return items, {item["subject"]: item for item in found.items}, result
 
 
-def _load(entry: Any, device: str) -> Victim:
-    changes = {k: getattr(entry, k) for k in ("overlap", "mode", "roi_size", "sw_batch_size")}
-    return load_victim(entry.checkpoint, name=entry.name, device=device, **changes)
-
-
 def _groups(
     study: StudyConfig,
     subject: str,
@@ -228,6 +220,8 @@ def _groups(
     """Units of one subject and victim, those of one attack together: they share passes."""
     budgets = study.budgets
     data = study.data.model_dump(mode="json", include={"orientation", "crop"})
+    # what a description of the threat does not tell: support, bounds, slope of the stored values
+    changed = budgets.model_dump(mode="json", exclude={"eps", "units", "norm"}, exclude_defaults=True)
     for entry in (None, *study.attacks):
         group = []
         for eps in [0.0] if entry is None else entry.eps(budgets.eps):
@@ -241,7 +235,8 @@ def _groups(
             }  # fmt: skip
             described = None if entry is None or attack is None else attack.parameters() | entry.model_dump()
             mask = masks.get(title)
-            key = digest([SCHEMA, identity, victim_hash, case_hash, described, mask, data, study.seed])
+            about = data if entry is None or not changed else {**data, "budgets": changed}
+            key = digest([SCHEMA, identity, victim_hash, case_hash, described, mask, about, study.seed])
             group.append(_Unit(identity, key, entry))
         yield group
 
@@ -269,7 +264,7 @@ def _compute(
     label = victim.head.label_from_classes(case.classes).to(study.device)
     entry = units[0].entry
     if entry is None:
-        prediction = victim.predict(image)
+        prediction = victim.predict(image, case.affine)
         rows = _rows(units[0], victim, case, label, prediction, image, image, {"seconds": None}, study.budgets.support)
         yield units[0], {"status": "ok", "rows": rows}, _volumes(case, image, prediction, victim)
         return
@@ -309,7 +304,7 @@ def _at_spacing(study: StudyConfig, victim: Victim, case: cases.Case) -> Victim:
     entry = next(v for v in study.victims if v.name == victim.name)
     if not entry.resample:
         return victim
-    working = read_checkpoint(entry.checkpoint)[1].spacing
+    working = read_checkpoint(entry.source)[1].spacing
     if working is None:
         raise ConfigError(f"victim {victim.name}: its checkpoint does not say at which spacing it was trained")
     return victim.resampled(case.spacing, working)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from monai_adv.errors import ConfigError, DataError
 from monai_adv.handlers import case_rows
 from monai_adv.studies import cases
 from monai_adv.studies.config import DataConfig
+from monai_adv.studies.offline import adversarial_copies
 from monai_adv.victims import Victim
 
 
@@ -34,7 +36,9 @@ def train_and_score(
     Args:
         root: folder of NIfTI files with labels.
         output: checkpoint to write.
-        recipe: fields of :class:`monai_adv.engines.TrainConfig`.
+        recipe: fields of :class:`monai_adv.engines.TrainConfig`. A method ``{"name": "offline", "attack": "ifgsm",
+            **options}`` attacks the network of ``init`` once on every training subject, writes the copies beside the
+            checkpoint (``<name>_copies``), and trains it further on originals and copies.
         hold_out: leave out every n-th subject by name, from the first; 0 trains on all.
         scheme: label scheme where the names do not settle it.
         command: command line to store beside the weights.
@@ -54,10 +58,34 @@ def train_and_score(
     if not kept:
         raise ConfigError("\n".join([f"nothing to train on in {root}: {len(held)} subjects held out", *problems]))
     spacing = cases.load(kept[0], DataConfig(root=Path(root))).spacing
-    provenance = {"command": command, "held_out": [item["subject"] for item in held]}
-    victim, _ = train(kept, output, TrainConfig(**recipe), spacing=spacing, provenance=provenance, on_step=on_step)
+    provenance: dict[str, Any] = {"command": command, "held_out": [item["subject"] for item in held]}
+    config = TrainConfig(**recipe)
+    if config.method is not None and config.method.get("name") == "offline":
+        provenance["method"] = dict(config.method)
+        kept = _with_copies(kept, root, Path(output), config, scheme, problems)
+        config = replace(config, method=None)
+    victim, _ = train(kept, output, config, spacing=spacing, provenance=provenance, on_step=on_step)
     table = score(victim, held, DataConfig(root=Path(root))) if held else None
     return table, problems
+
+
+def _with_copies(
+    items: list[dict[str, Any]],
+    root: str | Path,
+    output: Path,
+    config: TrainConfig,
+    scheme: str | None,
+    problems: list[str],
+) -> list[dict[str, Any]]:
+    """The items and an adversarial copy of each; what is wrong with a subject is added to ``problems``."""
+    if config.init is None:
+        raise ConfigError("offline copies are made with a trained network: give its checkpoint as init (--init)")
+    attack = {key: value for key, value in (config.method or {}).items() if key not in ("name", "attack")}
+    attack["name"] = (config.method or {}).get("attack", "ifgsm")
+    folder = output.with_name(f"{output.stem}_copies")
+    both, failed = adversarial_copies(items, root, config.init, folder, attack, scheme=scheme)
+    problems += failed
+    return both
 
 
 def _readable(items: list[dict[str, Any]], problems: list[str]) -> list[dict[str, Any]]:
@@ -79,7 +107,7 @@ def score(victim: Victim, items: list[dict[str, Any]], config: DataConfig) -> pd
     for item in items:
         case = cases.load(item, config)
         with torch.no_grad():
-            prediction = victim.predict(case.image)
+            prediction = victim.predict(case.image, case.affine)
         scored = case_rows(
             {"subject": case.subject},
             head=victim.head,

@@ -240,7 +240,7 @@ class _Study:
                 case = cases.load(item, self.config)
                 label = self.victim.head.label_from_classes(case.classes)
                 image = perturbation.applied(perturbation.threat.bind(case.image), case.affine[None])
-                found.append(float(mean_dice(self.victim.predict(image), label, self.victim.head)[0]))
+                found.append(float(mean_dice(self.victim.predict(image, case.affine), label, self.victim.head)[0]))
             except MonaiAdvError:
                 continue  # named when it is scored
         return float(np.mean(found)) if found else float("nan")
@@ -287,7 +287,7 @@ class _Study:
         return case_rows(
             identity,
             head=self.victim.head,
-            prediction=self.victim.predict(image),
+            prediction=self.victim.predict(image, case.affine),
             label=self.victim.head.label_from_classes(case.classes),
             spacing=case.spacing,
             clean=case.image,

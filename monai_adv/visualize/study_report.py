@@ -239,8 +239,12 @@ def _threat(folder: Path, study: StudyConfig, records: pd.DataFrame) -> dict[str
         "knowledge": "white box: gradient through preprocessing, sliding-window inference and network",
         "what is perturbed": "the file's voxels in scanner units, before the normalisation",
     }
+    if study.budgets.proportions is not None:
+        described["budgets of the modalities"] = "eps times " + ", ".join(f"{p:g}" for p in study.budgets.proportions)
+    if study.budgets.quantize is not None:
+        described["stored values"] = f"attacks use only values that {study.budgets.quantize} files hold"
     for victim in study.victims:
-        described[f"victim {victim.name}"] = victim.checkpoint.name
+        described[f"victim {victim.name}"] = victim.source.name
     seen = set()
     for unit in UnitStore(folder / "units").all():
         name = unit["identity"]["attack"]

@@ -102,7 +102,9 @@ def test_attack_writes_files_that_other_readers_open(
     assert 0 < np.abs(after - before).max() <= 0.5 * before[before != 0].std() * (1 + 1e-5)
     content = json.loads((folder / "BraTS2021_00002_attack.json").read_text())
     assert content["attack"]["name"] == "ifgsm"
-    assert content["in_memory"]["adversarial"][0]["dice"] < content["in_memory"]["clean"][0]["dice"]
+    assert content["in_memory"][0]["dice"] < content["clean"][0]["dice"]
+    assert content["from_disk"][0]["dice"] == content["in_memory"][0]["dice"]
+    assert call(monkeypatch, "compare", str(out)) == 0  # records.csv: clean, in memory, from disk
 
 
 def test_datalist_train_and_attacks(

@@ -54,6 +54,24 @@ def test_a_broken_file_costs_its_own_subject(
     assert any(BAD in line for line in json.loads((tmp_path / "run" / "problems.json").read_text()))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "corruption"),
+    [(".mha", "truncated"), (".nrrd", "truncated"), (".mha", "empty"), (".nrrd", "affine"), (".mha", "shape")],
+)
+def test_a_broken_nrrd_or_metaimage_file_costs_its_own_subject(
+    suffix: str, corruption: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    make_case(tmp_path / "data", GOOD, suffix=suffix)
+    make_case(tmp_path / "data", BAD, suffix=suffix, corrupt=corruption)
+    code = call(monkeypatch, "run", str(write_study(tmp_path, checkpoint)), "--no-report")
+    message = capsys.readouterr().err
+    table = read_records(tmp_path / "run")
+    assert code == 1
+    assert f"{BAD}_t1ce{suffix}" in message
+    assert set(table[table["status"] == "ok"]["subject"]) == {GOOD}
+
+
 def test_channels_that_differ_from_the_network_are_explained(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

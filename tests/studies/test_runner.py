@@ -78,6 +78,15 @@ def test_a_study_grows_in_its_folder(content: dict[str, Any], tmp_path: Path) ->
     assert set(table["attack"]) == {"clean", "fgsm"}
 
 
+def test_a_changed_threat_is_not_mistaken_for_the_finished_one(content: dict[str, Any], tmp_path: Path) -> None:
+    content["attacks"] = [{"name": "fgsm"}]
+    units = 3 * len(content["budgets"]["eps"])
+    assert run_study(study_from(content)).computed == units + 3
+    for change in ({"bounds": None}, {"support": "all"}, {"proportions": [1, 1, 0.5, 2]}, {"quantize": "int16"}):
+        changed = {**content, "budgets": {**content["budgets"], **change}}
+        assert run_study(study_from(changed)).computed == units, change
+
+
 def test_a_changed_case_or_victim_is_not_mistaken_for_a_finished_one(content: dict[str, Any], tmp_path: Path) -> None:
     run_study(study_from(content))
     make_case(tmp_path / "data", "BraTS2021_00001", seed=77)
@@ -108,7 +117,7 @@ def test_nan_logits_are_invalid_and_not_a_perfect_attack(
         victim.postprocessing = lambda logits: logits * float("nan")
         return victim
 
-    monkeypatch.setattr(runner, "load_victim", poisoned)
+    monkeypatch.setattr("monai_adv.studies.victims.load_victim", poisoned)
     result = run_study(study_from(content))
     assert result.computed == 0
     table = read_records(tmp_path / "run")

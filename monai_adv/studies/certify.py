@@ -1,0 +1,170 @@
+"""Certified segmentations of a folder's subjects: NIfTI on each file's own grid, and a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Generator
+
+from monai_adv.data import scan
+from monai_adv.data.files import write_atomic
+from monai_adv.defenses import Certificate, certify
+from monai_adv.defenses.smoothing import check_options
+from monai_adv.errors import ConfigError, DataError, MonaiAdvError, WriteError
+from monai_adv.handlers import case_rows
+from monai_adv.studies import cases
+from monai_adv.studies.config import DataConfig
+from monai_adv.studies.provenance import versions
+from monai_adv.studies.records import csv_bytes
+from monai_adv.studies.units import safe_name, write_json
+from monai_adv.victims import Victim, load_victim
+from monai_adv.victims.checkpoint import file_hash
+
+SCHEMA = "monai_adv.certificate/1"
+KEYS = ("subject", "victim", "sigma", "tau", "region")
+CLAIM = (
+    "With probability 1 - alpha over the samples, the smoothed segmentation of every certified voxel does not change "
+    "while the network's input (after the preprocessing) moves by less than the radius in the L2 norm."
+)
+
+
+@dataclass
+class Certified:
+    """What became of one subject.
+
+    Attributes:
+        subject: its name.
+        folder: where its files are.
+        certificate: what was proved.
+        rows: its rows of the table.
+        error: why there is nothing, or None.
+    """
+
+    subject: str
+    folder: Path | None = None
+    certificate: Certificate | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+
+
+def certify_files(
+    root: str | Path,
+    checkpoint: str | Path,
+    output: str | Path,
+    subjects: Sequence[str] | None = None,
+    scheme: str | None = None,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[float, str], Any] | None = None,
+    **options: Any,
+) -> Iterator[Certified]:
+    """Certify subjects of a folder; write the certified segmentations as NIfTI and ``records.csv``.
+
+    Per subject: ``<subject>_certified_segmentation.nii.gz`` (canonical class indices, 255 abstains; outside the crop to
+    the foreground the network is not run and the value is 0), ``<subject>_certified_abstention.nii.gz`` and
+    ``<subject>_certificate.json``. ``records.csv`` has a row per subject and region: Dice without noise, of the
+    smoothed segmentation and certified, abstention, radius.
+
+    Args:
+        root: folder of images.
+        checkpoint: the victim.
+        output: folder to write to, one folder per subject.
+        subjects: names of subjects; all if None.
+        scheme: label scheme where the names do not settle it.
+        seed: of the noise, anew for every subject.
+        on_progress: called with the share done and what is being done.
+        **options: of :func:`monai_adv.defenses.certify`: sigma, samples, draws0, tau, alpha, correction, batch.
+
+    Yields:
+        One :class:`Certified` per subject, as it is done; a bad subject costs only itself.
+
+    Raises:
+        ConfigError: for an unknown subject or an option out of range.
+        WriteError: if the folder cannot be written.
+    """
+    check_options(**options)
+    victim = load_victim(checkpoint)
+    found = scan(root, scheme)
+    names = {item["subject"] for item in found.items}
+    unknown = sorted(set(subjects or []) - names - {p.subject for p in found.problems})
+    if unknown:
+        raise ConfigError(f"subjects {', '.join(unknown)} are not in {root}")
+    for problem in found.problems:
+        if problem.severity == "error" and (not subjects or problem.subject in subjects):
+            yield Certified(problem.subject, error=str(problem))
+    chosen = [item for item in found.items if not subjects or item["subject"] in subjects]
+    if not chosen and not found.problems:
+        raise DataError(f"no subject in {root}")
+    for index, item in enumerate(chosen):
+
+        def progress(share: float, done: int = index, subject: str = item["subject"]) -> None:
+            if on_progress is not None:
+                on_progress((done + share) / len(chosen), subject)
+
+        try:
+            yield _one(item, victim, Path(checkpoint), Path(output), seed, progress, options)
+        except WriteError:
+            raise
+        except (MonaiAdvError, RuntimeError, MemoryError, OSError) as error:
+            yield Certified(item["subject"], error=f"{item['subject']}: {error}")
+
+
+def _one(
+    item: Mapping[str, Any],
+    victim: Victim,
+    checkpoint: Path,
+    output: Path,
+    seed: int,
+    progress: Callable[[float], Any],
+    options: Mapping[str, Any],
+) -> Certified:
+    started = time.perf_counter()
+    case = cases.load(item, DataConfig(root=Path(".")))
+    head = victim.head
+    label, outside = head.label_from_classes(case.classes), case.truth_outside(head)
+    clean = case_rows(
+        {}, head=head, prediction=victim.predict(case.image, case.affine), label=label, spacing=case.spacing,
+        truth_outside=outside,
+    )  # fmt: skip
+    certificate = certify(
+        victim, case.image, affine=case.affine, generator=Generator().manual_seed(seed), progress=progress, **options
+    )
+    scored = certificate.scores(label, outside)
+    stem = safe_name(case.subject)
+    folder = output / stem
+    paths = certificate.save(folder, case.native, f"{stem}_certified", case.restore)
+    shared = {"subject": case.subject, "victim": victim.name, **certificate.describe(), "seed": seed}
+    seconds = time.perf_counter() - started
+    rows = [
+        {**shared, "region": row["region"], "dice": before["dice"], **row, "seconds": seconds}
+        for before, row in zip(clean, scored)
+    ]
+    write_json(
+        folder / f"{stem}_certificate.json",
+        {
+            "schema": SCHEMA,
+            "claim": CLAIM,
+            **shared,
+            "checkpoint_sha256": file_hash(checkpoint),
+            "files": {path.name: file_hash(path) for path in paths},
+            "regions": rows,
+            "versions": versions(),
+        },
+    )
+    _record(output / "records.csv", rows)
+    return Certified(case.subject, folder, certificate, rows)
+
+
+def _record(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add a subject to the table, in place of what the same settings gave before."""
+    table = pd.DataFrame(rows)
+    if path.is_file():
+        before = pd.read_csv(path, dtype={"subject": str, "victim": str})
+        same = pd.MultiIndex.from_frame(before[list(KEYS)]).isin(pd.MultiIndex.from_frame(table[list(KEYS)]))
+        table = pd.concat([before[~same], table], ignore_index=True)
+    write_atomic(path, csv_bytes(table.sort_values(list(KEYS), kind="stable")))
