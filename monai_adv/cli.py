@@ -241,6 +241,7 @@ def compare(
     """
     from monai_adv.studies.analysis import analyse, analyse_raw, write_analysis
     from monai_adv.studies.config import CompareConfig
+    from monai_adv.studies.defended import Declared
     from monai_adv.studies.records import read_records
     from monai_adv.studies.units import read_json
 
@@ -258,7 +259,7 @@ def compare(
         declared = CompareConfig.model_validate(stored.get("study", {}).get("compare", {}))
         flags = {"metric": metric, "baseline": baseline, "alpha": alpha}
         chosen = declared.model_copy(update={k: v for k, v in flags.items() if v is not None})
-        analysis = analyse(read_records(first), chosen)
+        analysis = analyse(read_records(first), chosen, declared=Declared.of(stored))
     _print_analysis(analysis)
     for path in write_analysis(folder, analysis):
         out.print(f"written: {path}", highlight=False, soft_wrap=True)
@@ -360,6 +361,11 @@ def _print_analysis(analysis: Any) -> None:
         out.print(analysis.victims.to_rich())
     for note in analysis.notes:
         err.print(f"[yellow]{_escape(note)}[/]", highlight=False, soft_wrap=True)
+    if not analysis.defenses.empty:
+        mean = analysis.defenses[analysis.defenses["region"] == "mean"].drop(columns="region")
+        _print_frame(mean, "mean Dice over regions, defense x attack")
+    if not analysis.claims.empty:
+        _print_frame(analysis.claims, "published claims (Liu et al. 2019), one-sided, Holm over the rows")
     if not analysis.ordering.empty:
         _print_frame(analysis.ordering, "expected order, one-sided, Holm over the rows")
 

@@ -6,7 +6,6 @@ ends (Madry et al. 2018), and pays K forward and backward passes for K steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,15 +105,8 @@ def craft(
 
 def changeable(threat: Threat, image: Tensor, support: Tensor | None = None) -> Tensor:
     """Which samples have a voxel that may change, ``(B,)`` bool: a patch beside the head has none, and stays clean."""
-    data = plain(image)
-    mask = plain(support).bool() if support is not None else (data != 0) | (threat.support == "all")
+    if support is None and threat.support == "all":
+        return torch.ones(len(image), dtype=torch.bool, device=image.device)
+    mask = plain(image if support is None else support)  # any() of numbers: those that are not zero
     channels: Any = slice(None) if threat.channels is None or mask.shape[1] == 1 else list(threat.channels)
     return mask[:, channels].flatten(1).any(1)
-
-
-def in_part(chosen: Tensor, image: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """The images with the chosen samples replaced by what ``make`` gives for their indices."""
-    whole = plain(image).detach().clone()
-    if len(chosen):
-        whole[chosen] = make(chosen).to(whole.dtype)
-    return whole

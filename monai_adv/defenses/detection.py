@@ -177,7 +177,7 @@ def detector_aware(victim: Victim, purify: Callable[..., Tensor], name: str | No
     """The victim to attack when the detector is known: its logits are the mean of those before and after the filter.
 
     An attack that moves both the same way changes the segmentation without a disagreement: the adaptive attack on
-    :func:`disagreement`. A targeted attack, whose two segmentations end in one mask, is the strongest form.
+    :func:`disagreement`. Where its budget is too small to move both, it may be seen as well as the unaware one.
 
     Args:
         victim: the pipeline that the detector watches.

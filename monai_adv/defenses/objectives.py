@@ -28,7 +28,7 @@ def kl_divergence(logits: Tensor, other: Tensor, head: Head) -> Tensor:
     Example:
         >>> p, q = torch.tensor([[[2.0]], [[0.0]]])[None], torch.zeros(1, 2, 1, 1)
         >>> round(float(kl_divergence(p, q, Head("softmax", {"WT": (1,)}))), 4)
-        0.3279
+        0.3278
     """
     return _divergence(logits, other, head).flatten(1).mean(1)
 

@@ -194,6 +194,12 @@ class SmoothedVictim(DefendedVictim):
         assert votes is not None
         return votes.argmax(1, keepdim=True) if self.head.exclusive else 2 * votes > self.samples
 
+    def reseed(self, seed: int) -> None:
+        """Start the noise of the passes anew, so that what is done next does not depend on what was done before."""
+        step = self.preprocessing
+        assert isinstance(step, _Noise)
+        step.generator.manual_seed(seed)
+
     def resampled(self, spacing: Any, working_spacing: Any) -> Victim:
         """See :meth:`DefendedVictim.resampled`."""
         other = super().resampled(spacing, working_spacing)

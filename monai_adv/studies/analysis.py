@@ -14,6 +14,7 @@ from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
 from monai_adv.stats import Comparison, compare, holm, read_metrics_saver, wilcoxon
 from monai_adv.studies.config import CompareConfig
+from monai_adv.studies.defended import Declared, defense_table, published_claims
 from monai_adv.studies.records import csv_bytes
 from monai_adv.studies.units import safe_name
 
@@ -33,26 +34,38 @@ class Analysis:
         victims: comparisons between victims under each setting where the run has more than one, else None.
         ordering: neighbouring steps of clean > noise > FGSM > I-FGSM, tested one-sided at one budget.
         notes: what could not be compared, and why.
+        defenses: mean Dice of every victim under every setting, where the study has defenses; else empty.
+        claims: published claims on defenses and whether they hold here, likewise.
     """
 
     comparisons: dict[str, Comparison]
     victims: Comparison | None
     ordering: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    defenses: pd.DataFrame = field(default_factory=pd.DataFrame)
+    claims: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def analyse(records: pd.DataFrame, config: CompareConfig | None = None, eps: float | None = None) -> Analysis:
+def analyse(
+    records: pd.DataFrame,
+    config: CompareConfig | None = None,
+    eps: float | None = None,
+    declared: Declared | None = None,
+) -> Analysis:
     """Compare the settings of a run.
 
     Args:
         records: tidy records, see :func:`monai_adv.studies.read_records`.
         config: metric, baseline and level of the family.
         eps: budget of the ordering table; the largest one if None.
+        declared: the study's defenses; a victim that no attack adapted to is called NOT ADAPTIVE in every table.
 
     Raises:
         ConfigError: if the records do not allow the comparison; the message says why.
     """
     config = config or CompareConfig()
+    given = records
+    records = records if declared is None else declared.tagged(records)
     if not records["region"].notna().any():
         raise ConfigError("no unit of this run has a result: nothing can be compared")
     options: dict[str, Any] = {
@@ -75,6 +88,8 @@ def analyse(records: pd.DataFrame, config: CompareConfig | None = None, eps: flo
             notes.append(f"victim {victim} cannot be compared: {error}")
     if not comparisons:
         raise ConfigError("; ".join(notes))
+    if declared is not None:  # as the study lists them, and against its undefended victim
+        comparisons = {name: comparisons[name] for name in declared.order() if name in comparisons}
     names = list(comparisons)
     if len(names) > 1:
         known = records[records["victim"].isin(names)]
@@ -90,7 +105,12 @@ def analyse(records: pd.DataFrame, config: CompareConfig | None = None, eps: flo
             )
         except (ValueError, KeyError) as error:
             notes.append(f"the victims cannot be compared with each other: {error}")
-    return Analysis(comparisons, between, ordering(records, eps, config.alpha), notes)
+    analysis = Analysis(comparisons, between, ordering(records, eps, config.alpha), notes)
+    if declared is not None and declared.any:
+        notes += declared.notes()
+        analysis.defenses = defense_table(given, declared.kinds, declared.lacking)
+        analysis.claims = published_claims(given, declared.kinds, declared.attacks, config.alpha)
+    return analysis
 
 
 def analyse_raw(
@@ -189,8 +209,10 @@ def write_analysis(folder: Path, analysis: Analysis) -> list[Path]:
             path = folder / "tables" / f"{safe_name(name)}.{ending}"
             write_atomic(path, content)
             written.append(path)
-    if not analysis.ordering.empty:
-        path = folder / "tables" / "ordering.csv"
-        write_atomic(path, csv_bytes(analysis.ordering))
-        written.append(path)
+    plain = {"ordering": analysis.ordering, "defenses": analysis.defenses, "claims": analysis.claims}
+    for name, table in plain.items():
+        if not table.empty:
+            path = folder / "tables" / f"{name}.csv"
+            write_atomic(path, csv_bytes(table))
+            written.append(path)
     return written

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from monai_adv.attacks import attack_class, create
 from monai_adv.errors import ConfigError, MonaiAdvError
+from monai_adv.studies.defended import KINDS
 
 FILES = ("surrogate", "perturbation")  # options of attacks that name a file
 
@@ -55,6 +56,10 @@ class VictimEntry(_Strict):
         roi_size: window in voxels.
         sw_batch_size: windows per forward.
         resample: run the network at the voxel size it was trained at, whatever the scan's is.
+        purify: a filter in front of everything, ``{kind: median, radius: 1}``: see :class:`monai_adv.defenses.Purify`.
+        smooth: randomized smoothing, ``{sigma: 0.25, samples: 20}``: see :func:`monai_adv.defenses.smoothed`.
+        defense: what kind of defense the victim is, which decides what an adaptive attack is; found out from the
+            entry and from the checkpoint's own method if None.
     """
 
     name: str
@@ -66,6 +71,9 @@ class VictimEntry(_Strict):
     roi_size: list[int] | None = Field(default=None, min_length=3, max_length=3)
     sw_batch_size: int | None = Field(default=None, ge=1)
     resample: bool = False
+    purify: dict[str, Any] | None = None
+    smooth: dict[str, Any] | None = None
+    defense: Literal[KINDS] | None = None  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _one_source(self) -> VictimEntry:
@@ -74,10 +82,9 @@ class VictimEntry(_Strict):
         given = self.model_dump(exclude={"name", "checkpoint", "bundle"}, exclude_defaults=True)
         if self.bundle is None and self.trust is not None:
             raise ValueError(f"victim {self.name}: trust goes with a bundle; a checkpoint executes nothing")
-        if self.bundle is not None and set(given) - {"trust"}:
-            raise ValueError(
-                f"victim {self.name}: {', '.join(sorted(set(given) - {'trust'}))}: a bundle says how it is deployed"
-            )
+        own = set(given) - {"trust", "purify", "smooth", "defense"}
+        if self.bundle is not None and own:
+            raise ValueError(f"victim {self.name}: {', '.join(sorted(own))}: a bundle says how it is deployed")
         return self
 
     @property

@@ -70,6 +70,59 @@ class AttackInfo:
         return True
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What a study says of its defenses.
+
+    Attributes:
+        kinds: victim -> one of :data:`KINDS`, in the order of the study.
+        attacks: title -> attack.
+    """
+
+    kinds: dict[str, str]
+    attacks: dict[str, AttackInfo]
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Declared:
+        """From the ``study.json`` of a run folder."""
+        study = stored.get("study", {})
+        kinds = {v["name"]: "none" for v in study.get("victims", [])} | dict(stored.get("defenses", {}))
+        fixed = ("name", "label")
+        attacks = {
+            a.get("label") or a["name"]: AttackInfo(a["name"], {k: v for k, v in a.items() if k not in fixed})
+            for a in study.get("attacks", [])
+        }
+        return cls(kinds, attacks)
+
+    @property
+    def any(self) -> bool:
+        """Whether the study has a defense at all."""
+        return any(kind != "none" for kind in self.kinds.values())
+
+    @property
+    def lacking(self) -> dict[str, str]:
+        """See :func:`not_adaptive`."""
+        return not_adaptive(self.kinds, list(self.attacks.values()))
+
+    def tagged(self, records: pd.DataFrame) -> pd.DataFrame:
+        """Records whose victims say so in their names where no attack adapted to their defense."""
+        lacking = self.lacking
+        if not lacking:
+            return records
+        return records.assign(victim=[v + TAG if v in lacking else v for v in records["victim"]])
+
+    def order(self) -> list[str]:
+        """Names of the victims in tables: the first undefended one, then the others as the study lists them."""
+        lacking = self.lacking
+        plain = [victim for victim, kind in self.kinds.items() if kind == "none"][:1]
+        names = plain + [victim for victim in self.kinds if victim not in plain]
+        return [name + TAG if name in lacking else name for name in names]
+
+    def notes(self) -> list[str]:
+        """One line for each victim that no attack adapted to."""
+        return [f"{victim}: {WARNING}; the study lacks {what}" for victim, what in self.lacking.items()]
+
+
 def not_adaptive(kinds: Mapping[str, str], attacks: Sequence[AttackInfo]) -> dict[str, str]:
     """Victims whose defense no attack of the study adapts to, and what is missing.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_adv.data import scan
+from monai_adv.defenses import SmoothedVictim
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError, WriteError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
@@ -19,7 +20,7 @@ from monai_adv.studies.config import FILES, AttackEntry, StudyConfig
 from monai_adv.studies.provenance import versions
 from monai_adv.studies.records import write_records
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
-from monai_adv.studies.victims import load_entry
+from monai_adv.studies.victims import defense_kind, load_entry
 from monai_adv.studies.volumes import save_volumes, volumes_key, volumes_path
 from monai_adv.victims import Victim, read_checkpoint
 from monai_adv.victims.checkpoint import file_hash
@@ -198,7 +199,7 @@ def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], dict[str, dict[s
         raise DataError("\n".join([f"no usable subject in {study.data.root}", *problems]))
     setup = study.output / "study.json"
     content = {"schema": SCHEMA, "fingerprint": study.fingerprint(), "study": study.model_dump(mode="json"),
-               "versions": versions()}  # fmt: skip
+               "defenses": {v.name: defense_kind(v) for v in study.victims}, "versions": versions()}  # fmt: skip
     before = read_json(setup)
     if before is not None and before.get("fingerprint") != content["fingerprint"]:
         raise ConfigError(
@@ -275,6 +276,8 @@ def _compute(
         target = cases.target_mask(rule, case, items, victim.head)
     seed = int(digest([study.seed, case.subject, entry.title])[:15], 16)
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(victim, SmoothedVictim):
+        victim.reseed(seed)
     results = attack.curve(
         victim, image, label, [u.eps for u in units],
         target=target, generator=generator, spacing=case.spacing, affine=case.affine,
@@ -282,9 +285,10 @@ def _compute(
     for unit, found in zip(units, results):
         cost = {"seconds": found.cost.seconds, "forwards": found.cost.forwards, "backwards": found.cost.backwards}
         extra = {**cost, "success": bool(found.success[0]), "zero_gradient": _zero_gradient(found.trace)}
-        rows = _rows(
-            unit, victim, case, found.label, found.prediction, image, found.image, extra, study.budgets.support
-        )
+        prediction = found.prediction
+        if isinstance(victim, SmoothedVictim):  # attacked pass by pass, deployed as a majority
+            prediction = victim.predict(found.image, case.affine)
+        rows = _rows(unit, victim, case, found.label, prediction, image, found.image, extra, study.budgets.support)
         content = {
             "status": "ok",
             "rows": rows,
@@ -294,7 +298,7 @@ def _compute(
             "best_step": int(found.best_step[0]),
             "details": {name: values[0] for name, values in found.details.items()},
         }
-        volumes = _volumes(case, found.image, found.prediction, victim)
+        volumes = _volumes(case, found.image, prediction, victim)
         volumes["truth"] = victim.head.classes_from_prediction(found.label)[0, 0].to(torch.uint8).cpu().numpy()
         yield unit, content, volumes
 

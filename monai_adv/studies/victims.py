@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from monai_adv.bundle import load_bundle
 from monai_adv.bundle.scans import scan_victim
+from monai_adv.defenses import Purify, purified, smoothed
+from monai_adv.errors import ConfigError
 from monai_adv.studies.config import VictimEntry
+from monai_adv.studies.defended import KINDS, METHODS
 from monai_adv.studies.units import digest
-from monai_adv.victims import Victim, load_victim
+from monai_adv.victims import Victim, load_victim, read_checkpoint
 from monai_adv.victims.checkpoint import file_hash
 
 
@@ -17,11 +20,44 @@ def load_entry(entry: VictimEntry, device: str) -> tuple[Victim, str]:
         CheckpointError: if weights cannot be read.
         ConfigError: for a bundle that is not trusted, or that does not say what is needed.
     """
-    described = entry.model_dump(mode="json", exclude={"checkpoint", "bundle", "trust"}, exclude_defaults=True)
+    told = {"checkpoint", "bundle", "trust", "defense"}
+    described = entry.model_dump(mode="json", exclude=told, exclude_defaults=True)
     if entry.bundle is not None:
         found = load_bundle(entry.bundle, entry.trust, device=device)
-        return scan_victim(found, entry.name), digest([found.sha256, file_hash(found.weights), described])
-    assert entry.checkpoint is not None
-    changes = {k: getattr(entry, k) for k in ("overlap", "mode", "roi_size", "sw_batch_size")}
-    victim = load_victim(entry.checkpoint, name=entry.name, device=device, **changes)
-    return victim, digest([file_hash(entry.checkpoint), described])
+        victim, content = scan_victim(found, entry.name), digest([found.sha256, file_hash(found.weights), described])
+    else:
+        assert entry.checkpoint is not None
+        changes = {k: getattr(entry, k) for k in ("overlap", "mode", "roi_size", "sw_batch_size")}
+        victim = load_victim(entry.checkpoint, name=entry.name, device=device, **changes)
+        content = digest([file_hash(entry.checkpoint), described])
+    try:
+        if entry.purify is not None:
+            victim = purified(victim, Purify(**entry.purify), entry.name)
+        if entry.smooth is not None:
+            victim = smoothed(victim, **entry.smooth, name=entry.name)
+    except TypeError as error:
+        raise ConfigError(f"victim {entry.name}: {error}") from error
+    return victim, content
+
+
+def defense_kind(entry: VictimEntry) -> str:
+    """What kind of defense a victim is, one of :data:`monai_adv.studies.defended.KINDS`.
+
+    Raises:
+        ConfigError: if its checkpoint names a method that is not known.
+    """
+    if entry.defense is not None:
+        return str(entry.defense)
+    if entry.smooth is not None:
+        return "smoothing"
+    if entry.purify is not None:
+        return "purification"
+    if entry.checkpoint is None:
+        return "none"
+    method = read_checkpoint(entry.checkpoint)[1].training.get("method") or {"name": "plain"}
+    if method["name"] not in METHODS:
+        raise ConfigError(
+            f"victim {entry.name}: {entry.checkpoint} was trained by {method['name']!r}, which is not known here: say "
+            f"defense: one of {', '.join(KINDS)}"
+        )
+    return METHODS[method["name"]]

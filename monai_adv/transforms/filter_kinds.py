@@ -12,6 +12,7 @@ from monai.transforms import GaussianSmooth, MedianSmooth
 from torch import Tensor
 
 from monai_adv.data.labels import as_numpy
+from monai_adv.data.meta import plain
 from monai_adv.errors import ConfigError
 
 _MARGIN = 2  # empty voxels around the foreground's box, whatever the file has
@@ -39,7 +40,7 @@ class Gaussian(Filter):
         self.smooth = GaussianSmooth(sigma=sigma, approx=approx)
 
     def __call__(self, image: Tensor, spacing: Sequence[float]) -> Tensor:
-        return torch.as_tensor(self.smooth(image))
+        return plain(self.smooth(image))  # MONAI makes a MetaTensor of it
 
 
 class Median(Filter):
@@ -54,7 +55,7 @@ class Median(Filter):
         self.smooth = MedianSmooth(radius=radius)
 
     def __call__(self, image: Tensor, spacing: Sequence[float]) -> Tensor:
-        return torch.as_tensor(self.smooth(image))
+        return plain(self.smooth(image))  # MONAI makes a MetaTensor of it
 
 
 class BitDepthFilter(Filter):

@@ -15,6 +15,7 @@ from monai_adv.stats import summarise
 from monai_adv.studies.analysis import Analysis, analyse, write_analysis
 from monai_adv.studies.checks import Check, run_checks
 from monai_adv.studies.config import StudyConfig
+from monai_adv.studies.defended import Declared
 from monai_adv.studies.records import read_records
 from monai_adv.studies.units import UnitStore, read_json, safe_name, write_json
 from monai_adv.studies.volumes import load_volumes, volumes_path
@@ -43,14 +44,15 @@ def write_study_report(folder: str | Path) -> tuple[Analysis, Path]:
     if stored is None:
         raise ConfigError(f"{folder} holds no study.json: it is no run folder of `monai-adv run`")
     study = StudyConfig.model_validate(stored["study"])
-    records = read_records(folder)
-    analysis = analyse(records, study.compare, study.figures.eps)
+    stated, declared = read_records(folder), Declared.of(stored)
+    analysis = analyse(stated, study.compare, study.figures.eps, declared)
+    records = declared.tagged(stated)
     write_analysis(folder, analysis)
     problems = read_json(folder / "problems.json") or []
     checks = run_checks(records, problems)
     problems += analysis.notes
 
-    figures = {**_figures(records, analysis, study), **_montages(folder, records, study)}
+    figures = {**_figures(records, analysis, study), **_montages(folder, stated, study)}
     for caption, (name, figure) in figures.items():
         save_figure(figure, folder / "figures" / name)
         figures[caption] = (name, figure)
@@ -149,6 +151,13 @@ def _tables(analysis: Analysis, records: pd.DataFrame) -> dict[str, Any]:
         ] = comparison
     if analysis.victims is not None:
         tables["Victims against each other under each setting"] = analysis.victims
+    if not analysis.defenses.empty:
+        tables["Defense x attack: mean Dice over the subjects that every victim has"] = analysis.defenses
+    if not analysis.claims.empty:
+        tables[
+            "Published claims (Liu et al. 2019) and whether they hold here: mean Dice over regions, exact one-sided "
+            "Wilcoxon signed-rank over subjects, Holm over the rows"
+        ] = analysis.claims
     if not analysis.ordering.empty:
         tables[
             "Expected order clean > noise > FGSM > I-FGSM: one-sided tests between neighbours, Holm over the rows"
@@ -275,6 +284,8 @@ def _machine_summary(
             victim: c.table.replace({np.nan: None}).to_dict("records") for victim, c in analysis.comparisons.items()
         },
         "ordering": analysis.ordering.replace({np.nan: None}).to_dict("records"),
+        "defenses": analysis.defenses.replace({np.nan: None}).to_dict("records"),
+        "claims": analysis.claims.replace({np.nan: None}).to_dict("records"),
         "checks": [vars(c) for c in checks],
         "problems": problems,
     }

@@ -126,7 +126,7 @@ def test_a_preprocessing_with_a_grid_of_its_own_stays_one(image: torch.Tensor) -
         defended.resampled((1, 1, 1), (2, 2, 2))
     label = victim.predict(image, affine)
     result = attacks.create("ifgsm", eps=0.3, steps=2)(defended, MetaTensor(image, affine=affine), label)
-    assert (result.perturbation != 0).float().mean() > 0.3
+    assert (result.perturbation.as_tensor() != 0).float().mean() > 0.1
 
 
 def test_the_gradient_is_the_same_where_windows_without_support_are_skipped(image: torch.Tensor) -> None:

@@ -49,7 +49,7 @@ class AdversarialIteration(AttackIteration):
         budget: "uniform" (eps ~ U(0, eps of the attack) for every batch) or "fixed".
         seed: of share, budget and attack; the attack's own if None.
         support_key: key of a mask ``(B, 1 or C, *spatial)`` of the voxels that may change, where the batch has one;
-            augmentation may leave no background of exact zeros.
+            augmentation may leave no background of exact zeros. A threat with ``support="all"`` does not ask.
         image_key: key of the image in the batch dictionary.
         label_key: key of the label, which moves with the image where the attack moves anatomy.
         preprocessing: see :class:`monai_adv.engines.AttackIteration`.
@@ -88,7 +88,7 @@ class AdversarialIteration(AttackIteration):
         trainer, image, label = training_batch(engine, batchdata, "adversarial training")
         generator = numbers(trainer, self.seed)
         threat = self.attack.threat
-        support = support_of(batchdata, self.support_key, image)
+        support = support_of(batchdata, self.support_key, threat, image)
         count = int(self.share * len(image) + float(torch.rand(1, generator=generator)))
         eps = threat.eps
         if self.budget == "uniform" and math.isfinite(eps):
@@ -97,16 +97,16 @@ class AdversarialIteration(AttackIteration):
         if not len(chosen):
             return image, None
         victim = training_victim(trainer, self.head, self.preprocessing)
-        part, truth = plain(image)[chosen], plain(label)[chosen]
+        part, truth = plain(image), plain(label)
+        if len(chosen) == len(image):  # no copies
+            images, moved = self._part(victim, part, truth, eps, generator, support)
+            return like(images, image), None if moved is None else like(moved.to(truth.dtype), label)
         mask = None if support is None else support[chosen]
-        images, moved = self._part(victim, part, truth, eps, generator, mask)
-        whole = plain(image).clone()
-        whole[chosen] = images.to(whole.dtype)
+        images, moved = self._part(victim, part[chosen], truth[chosen], eps, generator, mask)
+        whole = part.index_copy(0, chosen, images.to(part.dtype))
         if moved is None:
             return like(whole, image), None
-        labels = plain(label).clone()
-        labels[chosen] = moved.to(labels.dtype)
-        return like(whole, image), like(labels, label)
+        return like(whole, image), like(truth.index_copy(0, chosen, moved.to(truth.dtype)), label)
 
     def _part(
         self, victim: Any, image: Tensor, label: Tensor, eps: float, generator: Generator, support: Tensor | None

@@ -68,7 +68,7 @@ class FreeIteration:
         if trainer.accumulation_steps > 1:
             raise ConfigError("Free takes a step at every replay: leave accumulation_steps at 1")
         follow = self.iteration_update or trainer._iteration
-        clean, support = plain(image).detach(), support_of(batchdata, self.support_key, image)
+        clean, support = plain(image).detach(), support_of(batchdata, self.support_key, self.threat, image)
         chosen = changeable(self.threat, clean, support).nonzero().flatten()
         batch, adversarial, output, ball = trainer.state.batch, clean.clone(), None, None
         if len(chosen):

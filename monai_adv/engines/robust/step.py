@@ -18,6 +18,7 @@ from monai_adv.attacks import Attack, create
 from monai_adv.data.meta import like, plain
 from monai_adv.engines.attack import engine_victim, prepared_batch
 from monai_adv.errors import ConfigError
+from monai_adv.threats import Threat
 from monai_adv.victims import Head, Victim, as_head
 
 SUPPORT = "support"  # key of the voxels that may change, where a batch has them
@@ -59,9 +60,9 @@ def training_batch(engine: Engine, batchdata: Any, method: str) -> tuple[Supervi
     return engine, image, label
 
 
-def support_of(batchdata: Mapping[str, Any], key: str | None, image: Tensor) -> Tensor | None:
-    """The batch's own mask of the voxels that may change, or None where it has none."""
-    if key is None or key not in batchdata:
+def support_of(batchdata: Mapping[str, Any], key: str | None, threat: Threat, image: Tensor) -> Tensor | None:
+    """The batch's own mask of the voxels that may change; None where it has none, or all may."""
+    if key is None or key not in batchdata or threat.support == "all":
         return None
     return plain(batchdata[key]).to(image.device).bool()
 
@@ -117,7 +118,8 @@ class PairedIteration:
         attack: what makes the companions.
         head: head of the engine's network.
         seed: of the companions.
-        support_key: key of a mask of the voxels that may change, where the batch has one.
+        support_key: key of a mask of the voxels that may change, where the batch has one; a threat with
+            ``support="all"`` does not ask.
         iteration_update: what takes the step; the engine's own ``_iteration`` if None.
     """
 
@@ -147,7 +149,9 @@ class PairedIteration:
         if not self._needs_pair():
             return follow(trainer, batchdata)  # type: ignore[arg-type]
         trainer.fire_event(IterationEvents.INNER_ITERATION_STARTED)
-        companions = self._companions(trainer, image, label, support_of(batchdata, self.support_key, image))
+        companions = self._companions(
+            trainer, image, label, support_of(batchdata, self.support_key, self.attack.threat, image)
+        )
         trainer.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
         pair, loss = Pair(trainer.inferer, companions), trainer.loss_function
 
