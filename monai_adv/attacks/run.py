@@ -94,6 +94,7 @@ class Run:
         self.weight = None if weight is None else weight.to(ball.clean.device)
         self.shared: dict[str, Any] = {}
         self.details: dict[str, list[Any]] = {}
+        self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # of the trace's numbers
         self._support_voxels = ball.mask.flatten(1).sum(1).double()
         self._started = time.perf_counter()
         self._forwards = self._backwards = 0
@@ -185,9 +186,10 @@ class Run:
         """Ascent direction at the clean image, taken once for all budgets; the trace of each begins with it."""
         if "clean_gradient" not in self.shared:
             gradient = self.gradient(self.clean, candidate=False)
-            self.shared["clean_gradient"] = gradient, self.trace[-1]
+            self.shared["clean_gradient"] = gradient, dict(self.trace[-1])
         else:
             gradient, entry = self.shared["clean_gradient"]
+            self._lighten()
             self.trace.append({**entry, "step": self._step})
             self._step += 1
         return gradient
@@ -275,7 +277,7 @@ class Run:
         image, perturbation = like(image, given), like(perturbation, given)
         return AttackResult(
             image, perturbation, prediction, label, self.reached(score), score, self.clean_score, step,
-            self.trace, cost, kept, self.details,
+            self._whole_trace(), cost, kept, self.details,
         )  # fmt: skip
 
     # --------------------------------------------------------------------------------------------- internals
@@ -310,6 +312,26 @@ class Run:
         inside = torch.logical_and(gradient, self.ball.mask)
         return torch.stack([torch.count_nonzero(sample) for sample in inside]).double()
 
+    def _lighten(self) -> None:
+        """Keep numbers instead of tensors of the step before.
+
+        Thousands of tiny tensors between the large ones of the passes would hold the freed memory in pieces: an attack
+        of 2,500 steps grew by the size of its image in every one.
+        """
+        for key, value in self.trace[-1].items() if self.trace else ():
+            if isinstance(value, Tensor):
+                self._kinds[key] = value.dtype, value.device
+                self.trace[-1][key] = value.tolist()
+
+    def _whole_trace(self) -> list[dict[str, Any]]:
+        """The trace with its numbers as tensors ``(B,)`` again."""
+        self._lighten()
+        return [
+            {k: torch.tensor(v, dtype=self._kinds[k][0], device=self._kinds[k][1]) if k in self._kinds else v
+             for k, v in entry.items()}
+            for entry in self.trace
+        ]  # fmt: skip
+
     def _note(
         self,
         image: Tensor,
@@ -330,6 +352,7 @@ class Run:
         prediction = predictions[0]
         if len(found) > 1:
             prediction = self.victim.discretise(torch.stack([logits for logits, _ in found]).mean(0))
+        self._lighten()
         self.trace.append(
             {"step": self._step, "restart": restart, "loss": objective, "score": score, "zero_gradient": zero}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -121,6 +122,7 @@ class _Diffusion(ItkFilter):
     """Anisotropic diffusion; the conductance is relative to the mean gradient magnitude of the image."""
 
     name: ClassVar[str]
+    longest: ClassVar[float] = math.inf  # voxel size in mm beyond which the stable step does not grow
 
     def __init__(self, iterations: int = 5, conductance: float = 1.0, time_step: float | None = None) -> None:
         self.iterations = _whole(self.name, "iterations", iterations)
@@ -128,7 +130,7 @@ class _Diffusion(ItkFilter):
         self.time_step = None if time_step is None else _above(self.name, "time_step", time_step)
 
     def channel(self, sitk: Any, image: Any, voxels: np.ndarray, std: float) -> Any:
-        stable = min(image.GetSpacing()) / 2 ** (image.GetDimension() + 1)
+        stable = min(*image.GetSpacing(), self.longest) / 2 ** (image.GetDimension() + 1)
         if self.time_step is not None and self.time_step > stable * (1 + 1e-6):
             raise ConfigError(
                 f"filter {self.name}: a time step of {self.time_step:g} is unstable at a voxel size of "
@@ -158,6 +160,7 @@ class CurvatureDiffusion(_Diffusion):
     """``CurvatureAnisotropicDiffusionImageFilter``."""
 
     name = "curvature_diffusion"
+    longest = 1.0  # ITK holds this filter to 0.5 / 2^dims, whatever the voxel size
 
     def build(self, sitk: Any) -> Any:
         return sitk.CurvatureAnisotropicDiffusionImageFilter()

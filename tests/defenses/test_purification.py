@@ -136,7 +136,7 @@ def test_the_gradient_is_the_same_where_windows_without_support_are_skipped(imag
     support = torch.zeros_like(image, dtype=torch.bool)
     support[..., 4, 4, 5] = True
     for purify in (Purify("gaussian", sigma=0.4), Purify("bit_depth")):
-        for preprocessing in (None, NormalizeNonzeroBatch()):
+        for preprocessing in (None, NormalizeNonzeroBatch(), lambda x: 2 * x):
             victim = purified(Victim(network, inferer=inferer, preprocessing=preprocessing), purify)
             leaf = image.clone().requires_grad_(True)
             (full,) = torch.autograd.grad(victim(leaf).square().sum(), leaf)

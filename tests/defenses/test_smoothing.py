@@ -210,6 +210,10 @@ def test_the_smoothed_victim_draws_anew_and_its_vote_is_the_certificates() -> No
     vote = random.predict(image)
     assert torch.equal(vote, random.predict(image))
     assert vote.shape == victim.predict(image).shape
+    # a vote leaves the noise of the passes alone
+    one, two = smoothed(victim, 0.4, seed=3), smoothed(victim, 0.4, seed=3)
+    one.predict(image)
+    assert torch.equal(one(image), two(image))
     # the mode of as many first draws of the same noise
     alone = random.predict(image[:1])
     found = certify(victim, image[:1], sigma=0.4, samples=50, draws0=21, generator=torch.Generator().manual_seed(4))
@@ -235,6 +239,8 @@ def test_smoothing_goes_with_other_defenses_and_remembers_the_victim() -> None:
     other = both.resampled((1, 1, 1), (2, 2, 2))
     assert isinstance(other, SmoothedVictim)
     assert other(image).shape == victim(image).shape
+    there = purified(victim, Purify("median")).resampled((1, 1, 1), (2, 2, 2))
+    assert torch.equal(certify(other, image, **options).hits, certify(there, image, **options).hits)
     label = victim.predict(image)
     blind = unaware("fgsm", both, eps=0.2)(both, image, label)
     assert torch.equal(blind.image, attacks.create("fgsm", eps=0.2)(victim, image, label).image)

@@ -22,14 +22,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "vafa_at": {"name": "vafa_at", "steps": 2, "weight": 0.0},
     "distillation": {"name": "distillation", "temperature": 5},
     "trades": {"name": "trades", "steps": 2},
-    "noise": {"name": "noise", "share": 1.0},
+    "noise": {"name": "noise", "share": 1.0, "budget": "fixed", "bounds": None},
 }
 COMPARED = ("plain", "pgd_at", "free", "vafa_at", "distillation")
 OPTIMISER_STEPS = {"free": 6}
 
 
-def train(name: str, rank: int | None = None) -> tuple[nn.Module, int, list[torch.Tensor]]:
-    """The trained network, the reductions of its gradients, and the images of the first step.
+def train(name: str, rank: int | None = None) -> tuple[nn.Module, list[int], list[torch.Tensor]]:
+    """The trained network, reductions of its gradients and calls of its wrapper, and the images it was trained on.
 
     Two batches of four, of which each of two processes has its half.
     """
@@ -38,7 +38,7 @@ def train(name: str, rank: int | None = None) -> tuple[nn.Module, int, list[torc
         data = [{k: v[2 * rank : 2 * rank + 2] for k, v in batch.items()} for batch in data]
     inner = network(2, "none")
     net: nn.Module = inner
-    reductions = 0
+    reductions = calls = 0
     if rank is not None:
         net = DistributedDataParallel(inner)
 
@@ -47,14 +47,19 @@ def train(name: str, rank: int | None = None) -> tuple[nn.Module, int, list[torc
             reductions += 1
             return allreduce_hook(state, bucket)
 
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
         net.register_comm_hook(None, reduce)
+        net.register_forward_pre_hook(count)
     method = dict(METHODS[name])
     if name == "distillation":
         method["teacher"] = network(2, seed=1)
     images: list[torch.Tensor] = []
     inner.register_forward_pre_hook(lambda m, x: images.append(x[0].detach().clone()) if m.training else None)
     trainer(net, data, method).run()
-    return inner, reductions, images
+    return inner, [reductions, calls], images
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left."""
     root = tmp_path_factory.mktemp("two")
     worker, tests = Path(__file__).with_name("robust_ddp_worker.py"), Path(__file__).parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     running = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(worker), str(root), str(rank)],
@@ -48,7 +48,8 @@ def test_both_processes_hold_the_same_weights_after_one_reduction_per_step(folde
     first, second = (load(folder, name, rank)["weights"] for rank in (0, 1))
     assert all(torch.equal(first[k], second[k]) for k in first)
     counts = [json.loads((folder / f"counts{rank}.json").read_text())[name] for rank in (0, 1)]
-    assert counts == [OPTIMISER_STEPS.get(name, 2)] * 2  # of the one bucket of this small network
+    steps = OPTIMISER_STEPS.get(name, 2)
+    assert counts == [[steps, steps]] * 2  # of the one bucket of this small network; the attack goes past the wrapper
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -64,5 +65,5 @@ def test_two_processes_equal_one_with_the_doubled_batch(folder: Path, name: str)
 def test_processes_draw_numbers_of_their_own(folder: Path) -> None:
     clean = batches(2, 2)[0]["image"]
     made = [load(folder, "noise", rank)["images"] - clean[2 * rank : 2 * rank + 2] for rank in (0, 1)]
-    assert made[0].abs().max() > 0
-    assert not torch.allclose(made[0] / made[0].std(), made[1] / made[1].std(), atol=1e-2)
+    assert made[0].std() > 0.05
+    assert (made[0] - made[1]).std() > 0.05
