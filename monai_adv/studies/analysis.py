@@ -94,10 +94,11 @@ def analyse(
     if len(names) > 1:
         known = records[records["victim"].isin(names)]
         scored = known[known["region"].notna()].groupby("victim")["subject"].unique()
+        everywhere = set(known.loc[known["victim"] == names[0], "setting"])  # an attack on one defense has no pair
         common = set.intersection(*(set(subjects) for subjects in scored))
         try:
             between = compare(
-                known[known["subject"].isin(common)],
+                known[known["subject"].isin(common) & known["setting"].isin(everywhere)],
                 by="victim",
                 baseline=names[0],
                 family=("victim", "setting", "region"),

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import Generator
 
 from monai_adv.data import scan
-from monai_adv.data.files import write_atomic
 from monai_adv.defenses import Certificate, certify
 from monai_adv.defenses.smoothing import check_options
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError, WriteError
@@ -20,7 +18,7 @@ from monai_adv.handlers import case_rows
 from monai_adv.studies import cases
 from monai_adv.studies.config import DataConfig
 from monai_adv.studies.provenance import versions
-from monai_adv.studies.records import csv_bytes
+from monai_adv.studies.records import replace_rows
 from monai_adv.studies.units import safe_name, write_json
 from monai_adv.victims import Victim, load_victim
 from monai_adv.victims.checkpoint import file_hash
@@ -156,15 +154,5 @@ def _one(
             "versions": versions(),
         },
     )
-    _record(output / "records.csv", rows)
+    replace_rows(output / "records.csv", rows, KEYS)
     return Certified(case.subject, folder, certificate, rows)
-
-
-def _record(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add a subject to the table, in place of what the same settings gave before."""
-    table = pd.DataFrame(rows)
-    if path.is_file():
-        before = pd.read_csv(path, dtype={"subject": str, "victim": str})
-        same = pd.MultiIndex.from_frame(before[list(KEYS)]).isin(pd.MultiIndex.from_frame(table[list(KEYS)]))
-        table = pd.concat([before[~same], table], ignore_index=True)
-    write_atomic(path, csv_bytes(table.sort_values(list(KEYS), kind="stable")))

@@ -96,12 +96,23 @@ class VictimEntry(_Strict):
 
 
 class AttackEntry(BaseModel):
-    """An attack by name with its options, and what tables call it."""
+    """An attack by name with its options.
+
+    Args:
+        name: of the attack.
+        label: what tables call it; its name if None.
+        only: victims it is run on, e.g. an attack that adapts to one defense; all if None.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     name: str
     label: str | None = None
+    only: list[str] | None = None
+
+    def runs_on(self, victim: str) -> bool:
+        """Whether a victim gets this attack."""
+        return self.only is None or victim in self.only
 
     @property
     def title(self) -> str:
@@ -220,6 +231,9 @@ class StudyConfig(_Strict):
         if "clean" in [a.title for a in self.attacks]:
             raise ValueError("'clean' is scored always; leave it out of attacks")
         for attack in self.attacks:
+            strangers = sorted(set(attack.only or []) - {v.name for v in self.victims})
+            if strangers or attack.only == []:
+                raise ValueError(f"attack {attack.title}: only names no victim of the study: {', '.join(strangers)}")
             try:
                 self.create(attack, attack.eps(self.budgets.eps)[0])
             except (MonaiAdvError, TypeError) as error:

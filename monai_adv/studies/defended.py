@@ -39,10 +39,12 @@ class AttackInfo:
     Attributes:
         name: of the method.
         options: as the study gives them.
+        only: victims it is run on; all if None.
     """
 
     name: str
     options: Mapping[str, Any]
+    only: tuple[str, ...] | None = None
 
     @property
     def iterative(self) -> bool:
@@ -87,9 +89,11 @@ class Declared:
         """From the ``study.json`` of a run folder."""
         study = stored.get("study", {})
         kinds = {v["name"]: "none" for v in study.get("victims", [])} | dict(stored.get("defenses", {}))
-        fixed = ("name", "label")
+        fixed = ("name", "label", "only")
         attacks = {
-            a.get("label") or a["name"]: AttackInfo(a["name"], {k: v for k, v in a.items() if k not in fixed})
+            a.get("label") or a["name"]: AttackInfo(
+                a["name"], {k: v for k, v in a.items() if k not in fixed}, tuple(a["only"]) if a.get("only") else None
+            )
             for a in study.get("attacks", [])
         }
         return cls(kinds, attacks)
@@ -138,7 +142,8 @@ gradient where the softmax saturates'}
     return {
         victim: NEEDED[kind]
         for victim, kind in kinds.items()
-        if kind != "none" and not any(attack.adapts_to(kind) for attack in attacks)
+        if kind != "none"
+        and not any(attack.adapts_to(kind) for attack in attacks if attack.only is None or victim in attack.only)
     }
 
 
@@ -159,7 +164,9 @@ def defense_table(records: pd.DataFrame, kinds: Mapping[str, str], lacking: Mapp
     for region in [*dict.fromkeys(scored["region"]), "mean"]:
         part = scored if region == "mean" else scored[scored["region"] == region]
         per_subject = part.groupby(["subject", "victim", "setting"], sort=False)["dice"].mean().unstack("victim")
-        complete = per_subject.dropna()
+        # an attack on some defenses only has no value for the others
+        absent = per_subject.groupby(level="setting").transform("count") == 0
+        complete = per_subject[(per_subject.notna() | absent).all(axis=1)]
         means = complete.groupby(level="setting").mean()
         subjects = complete.index.get_level_values("subject").nunique()
         for victim, kind in kinds.items():

@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from monai_adv.attacks import Attack, AttackResult, create
 from monai_adv.data import MODALITIES, LabelScheme, Storage, save_nifti, scan, stored_type
-from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
 from monai_adv.studies.config import DataConfig
 from monai_adv.studies.provenance import versions
-from monai_adv.studies.records import csv_bytes
+from monai_adv.studies.records import replace_rows
 from monai_adv.studies.units import safe_name, write_json
 from monai_adv.victims import Victim, load_victim, read_checkpoint
 from monai_adv.victims.checkpoint import file_hash
 
 SCHEMA = "monai_adv.adversarial_case/1"
+KEYS = ("subject", "setting", "region")
 STORES = ("source", "float32", "int16")
 CONFIG = DataConfig(root=Path("."))
 SUFFIX = dict(zip(MODALITIES, ("t1", "t1ce", "t2", "flair")))
@@ -143,7 +142,7 @@ class _Job:
         truth = victim.head.label_from_classes(again.classes)
         disk = _score(setting(f"{name} from disk", threat.eps), again, victim, kept, truth)
         self._document(item, written, folder, case.subject, attack, result, (before, memory, disk))
-        self._record(case.subject, [*before, *memory, *disk])
+        replace_rows(self.output / "records.csv", [*before, *memory, *disk], KEYS)
         dice = {b["region"]: (b["dice"], m["dice"], d["dice"]) for b, m, d in zip(before, memory, disk)}
         return Exported(case.subject, folder, dice)
 
@@ -230,17 +229,6 @@ class _Job:
                 "versions": versions(),
             },
         )
-
-    def _record(self, subject: str, rows: list[dict[str, Any]]) -> None:
-        """Add a subject to the table, in place of what the same settings gave before."""
-        path = self.output / "records.csv"
-        table = pd.DataFrame(rows)
-        if path.is_file():
-            before = pd.read_csv(path, dtype={"subject": str, "victim": str})
-            same = (before["subject"] == subject) & before["setting"].isin(table["setting"])
-            table = pd.concat([before[~same], table], ignore_index=True)
-        table = table.sort_values(["subject", "attack", "eps", "setting", "region"], kind="stable")
-        write_atomic(path, csv_bytes(table))
 
 
 def _quantized(storages: Sequence[Storage], subject: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,23 @@ def write_records(folder: Path, store: UnitStore, keys: Collection[str]) -> pd.D
     table = collect(store, keys)
     write_atomic(folder / "records.csv", csv_bytes(table))
     return table
+
+
+def replace_rows(path: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Add rows to a table on disk, in place of those that have the same keys.
+
+    Args:
+        path: CSV; made if it does not exist.
+        rows: what to add.
+        keys: columns that say which row is which; the table is sorted by them.
+    """
+    table = pd.DataFrame(list(rows))
+    if path.is_file():
+        before = pd.read_csv(path, dtype={"subject": str, "victim": str})
+        new = set(zip(*(table[key] for key in keys)))
+        kept = [row not in new for row in zip(*(before[key] for key in keys))]
+        table = pd.concat([before[kept], table], ignore_index=True)
+    write_atomic(path, csv_bytes(table.sort_values(list(keys), kind="stable")))
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:

@@ -87,8 +87,8 @@ def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None
     hashes = {name: content for name, (_, content) in loaded.items()}
     store = UnitStore(result.folder / "units")
     montages = [item["subject"] for item in items[: study.figures.montages]]
-    per_case = 1 + sum(len(a.eps(study.budgets.eps)) for a in study.attacks)
-    total = len(items) * len(victims) * per_case
+    runs = [len(a.eps(study.budgets.eps)) for a in study.attacks for victim in victims if a.runs_on(victim)]
+    total = len(items) * (len(victims) + sum(runs))
     expected: set[str] = set()
     try:
         _run_items(study, items, by_subject, victims, hashes, store, montages, total, expected, result, on_progress)
@@ -223,7 +223,7 @@ def _groups(
     data = study.data.model_dump(mode="json", include={"orientation", "crop"})
     # what a description of the threat does not tell: support, bounds, slope of the stored values
     changed = budgets.model_dump(mode="json", exclude={"eps", "units", "norm"}, exclude_defaults=True)
-    for entry in (None, *study.attacks):
+    for entry in (None, *(a for a in study.attacks if a.runs_on(victim))):
         group = []
         for eps in [0.0] if entry is None else entry.eps(budgets.eps):
             title = "clean" if entry is None else entry.title
@@ -234,7 +234,8 @@ def _groups(
                 "method": "clean" if entry is None else entry.name, "eps": eps, "units": units,
                 "norm": norm, "setting": setting_label(title, eps, units, norm),
             }  # fmt: skip
-            described = None if entry is None or attack is None else attack.parameters() | entry.model_dump()
+            told = None if entry is None else entry.model_dump(exclude={"only"})  # who else gets it decides nothing
+            described = None if told is None or attack is None else attack.parameters() | told
             mask = masks.get(title)
             about = data if entry is None or not changed else {**data, "budgets": changed}
             key = digest([SCHEMA, identity, victim_hash, case_hash, described, mask, about, study.seed])

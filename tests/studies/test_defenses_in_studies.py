@@ -72,6 +72,24 @@ def test_a_study_of_defenses_says_which_were_not_attacked_adaptively(defended):
     assert list(table.columns[:4]) == ["region", "victim", "defense", "n"]
 
 
+def test_an_attack_on_one_defense_only(defended):
+    eot = {"name": "ifgsm", "steps": 2, "draws": 2, "label": "over the noise", "only": ["smooth"]}
+    defended["attacks"].append(eot)
+    result = run_study(study_from(defended))
+    assert result.computed == 3 * (3 * 3 + 1)
+    declared = Declared.of(read_json(result.folder / "study.json"))
+    assert not declared.lacking
+    analysis = analyse(read_records(result.folder), declared=declared)
+    assert analysis.victims is not None
+    mean = analysis.defenses[analysis.defenses["region"] == "mean"].set_index("victim")["over the noise 0.5 std"]
+    assert mean.notna().tolist() == [False, False, True]
+    assert (analysis.defenses["n"] == 3).all()
+    defended["attacks"][-1] = {**eot, "only": ["median"]}
+    assert set(Declared.of({**read_json(result.folder / "study.json"), "study": defended}).lacking) == {"smooth"}
+    with pytest.raises(ValueError, match="only names no victim of the study: nobody"):
+        study_from({**defended, "attacks": [{**eot, "only": ["nobody"]}]})
+
+
 def test_an_adaptive_attack_takes_the_tag_away(defended):
     defended["attacks"][0] |= {"draws": 2}
     assert not Declared.of({"study": defended, "defenses": {"smooth": "smoothing"}}).lacking
