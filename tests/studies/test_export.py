@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import LPS, case_file, make_case, make_cohort, rewrite
+from readers import with_itk, with_nibabel, with_simpleitk
+from scipy.spatial.transform import Rotation
 
 from monai_adv.errors import ConfigError
 from monai_adv.studies.export import SUFFIX, attack_files
@@ -18,6 +20,10 @@ from monai_adv.studies.records import read_records
 SUBJECT = "BraTS2021_00000"
 SPEC = {"name": "ifgsm", "eps": 0.5, "steps": 3}
 OBLIQUE = np.array([[-1.9, 0.2, 0.1, 20], [0.2, -0.95, 0.3, 30], [0.1, -0.28, 1.4, -5], [0, 0, 0, 1]])
+
+RIGID = nib.affines.from_matvec(
+    Rotation.from_euler("xyz", (10, -20, 5), degrees=True).as_matrix() * (-1, -1, 1.5), (9, 8, -7)
+)
 
 
 def scaled(path: Path, slope: float, inter: float) -> None:
@@ -73,6 +79,23 @@ def test_files_are_stored_as_their_sources_and_score_the_same(tmp_path, checkpoi
         assert 0 < np.abs(y - x).max() <= 0.5 * x[x != 0].std() * (1 + 1e-6)
         change = voxels(tmp_path / "out" / SUBJECT / f"{SUBJECT}_{ending}_perturbation.nii.gz")
         assert np.allclose(change, y - x, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_other_readers_agree_on_every_file_that_is_written(tmp_path, checkpoint, suffix):
+    """SimpleITK and itk, as ITK-SNAP and 3D Slicer read; sources in other formats too."""
+    make_case(tmp_path / "data", SUBJECT, affine=RIGID, suffix=suffix)
+    (done,) = run(tmp_path, checkpoint)
+    assert done.error is None
+    files = sorted(done.folder.glob("*.nii.gz"))
+    assert len(files) == 4 + 4 + 2
+    itk = with_itk(files, tmp_path)
+    for path in files:
+        first = with_nibabel(path)
+        for other in (with_simpleitk(path), itk[path]):
+            assert np.allclose(other.affine, first.affine, atol=1e-4)
+            assert np.array_equal(other.array, first.array)
+        assert np.allclose(first.affine, RIGID, atol=1e-4)
 
 
 def test_the_document_says_what_was_done(tmp_path, checkpoint):
