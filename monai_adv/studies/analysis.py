@@ -89,7 +89,8 @@ def analyse(
     if not comparisons:
         raise ConfigError("; ".join(notes))
     if declared is not None:  # as the study lists them, and against its undefended victim
-        comparisons = {name: comparisons[name] for name in declared.order() if name in comparisons}
+        known_first = [name for name in declared.order() if name in comparisons]
+        comparisons = {name: comparisons[name] for name in dict.fromkeys([*known_first, *comparisons])}
     names = list(comparisons)
     if len(names) > 1:
         known = records[records["victim"].isin(names)]

@@ -33,7 +33,7 @@ def test_adversarial_files_of_a_real_patient_keep_its_geometry(tmp_path: Path) -
             assert np.allclose(getattr(after, name)(), getattr(before, name)(), atol=1e-5)
         x, y = (sitk.GetArrayFromImage(v).astype(float) for v in (before, after))
         assert (y[x == 0] == 0).all()
-        assert np.abs(y - x).max() == pytest.approx(0.2 * x[x != 0].std(), rel=1e-4)
+        assert np.abs(y - x).max() == np.floor(0.2 * x[x != 0].std())  # whole numbers, as the source stores them
 
 
 @pytest.mark.real
