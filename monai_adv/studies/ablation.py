@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from monai_adv.attacks import Attack, AttackResult, create, option_names, target_accuracy, target_iou
-from monai_adv.data import scan
 from monai_adv.data.files import check_writable, write_atomic
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError
 from monai_adv.losses import make_target
@@ -134,20 +133,14 @@ def ablate(
     """
     attacks = _attacks(mode, steps, eps, units, dict(options or {}))
     victim = load_victim(checkpoint)
-    found = scan(root, scheme)
-    items = {item["subject"]: item for item in found.items}
-    unknown = sorted(set(subjects or []) - set(items) - {p.subject for p in found.problems})
-    if unknown:
-        raise ConfigError(f"subjects {', '.join(unknown)} are not in {root}")
-    for problem in found.problems:
-        if problem.severity == "error" and (not subjects or problem.subject in subjects):
-            yield Ablated(problem.subject, error=str(problem))
-    if not items and not found.problems:
-        raise DataError(f"no subject in {root}")
+    usable, wanted, broken = cases.select(root, scheme, subjects)
+    items = {item["subject"]: item for item in usable}
+    for problem in broken:
+        yield Ablated(problem.subject, error=str(problem))
     if target == "next" and len(items) < 2:
         raise ConfigError(f"target 'next' needs two usable subjects in {root}; use target 'background' for one")
     drawn = 0
-    chosen = [name for name in sorted(items) if not subjects or name in subjects]
+    chosen = sorted(item["subject"] for item in wanted)
     for index, name in enumerate(chosen):
 
         def say(share: float, what: str, index: int = index) -> None:

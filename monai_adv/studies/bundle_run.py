@@ -13,6 +13,7 @@ from torch import Tensor
 from monai_adv.attacks import Attack, attack_class, create
 from monai_adv.bundle import BundleVictim, load_bundle
 from monai_adv.data.files import check_writable
+from monai_adv.data.headers import stem
 from monai_adv.data.meta import plain, spacing_of
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError, WriteError
 from monai_adv.handlers import case_rows, setting_label
@@ -247,7 +248,7 @@ def _subject(item: Mapping[str, Any], level: int) -> str:
     if not isinstance(first, (str, Path)):
         raise ConfigError(f"a case of the bundle's data list has no image file: {dict(item)}")
     path = Path(first)
-    parts = [*path.parts[-1 - level : -1], path.name.split(".nii")[0].removesuffix(path.suffix)]
+    parts = [*path.parts[-1 - level : -1], stem(path) or path.stem]
     return "/".join(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +14,36 @@ from monai.data import MetaTensor
 from monai.transforms import CropForeground, Orientation
 from torch import Tensor
 
-from monai_adv.data import align_mask, load_case, load_mask
-from monai_adv.errors import ConfigError
+from monai_adv.data import align_mask, load_case, load_mask, scan
+from monai_adv.data.findings import Finding
+from monai_adv.errors import ConfigError, DataError
 from monai_adv.studies.config import DataConfig
 from monai_adv.victims import Head
+
+
+def select(
+    root: str | Path, scheme: str | None = None, subjects: Sequence[str] | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Finding]]:
+    """The usable items of a folder, those of them that are wanted, and what is wrong with wanted subjects.
+
+    Args:
+        root: folder of images.
+        scheme: label scheme where the names do not settle it.
+        subjects: names of subjects; all if None.
+
+    Raises:
+        ConfigError: for a subject that is not there.
+        DataError: if there is none at all.
+    """
+    found = scan(root, scheme)
+    unknown = sorted(set(subjects or []) - {i["subject"] for i in found.items} - {p.subject for p in found.problems})
+    if unknown:
+        raise ConfigError(f"subjects {', '.join(unknown)} are not in {root}")
+    if not found.items and not found.problems:
+        raise DataError(f"no subject in {root}")
+    wanted = [item for item in found.items if not subjects or item["subject"] in subjects]
+    errors = [p for p in found.problems if p.severity == "error" and (not subjects or p.subject in subjects)]
+    return found.items, wanted, errors
 
 
 @dataclass

@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Generator
 
-from monai_adv.data import scan
 from monai_adv.defenses import Certificate, certify
 from monai_adv.defenses.smoothing import check_options
-from monai_adv.errors import ConfigError, DataError, MonaiAdvError, WriteError
+from monai_adv.errors import MonaiAdvError, WriteError
 from monai_adv.handlers import case_rows
 from monai_adv.studies import cases
 from monai_adv.studies.config import DataConfig
@@ -87,17 +86,9 @@ def certify_files(
     """
     check_options(**options)
     victim = load_victim(checkpoint)
-    found = scan(root, scheme)
-    names = {item["subject"] for item in found.items}
-    unknown = sorted(set(subjects or []) - names - {p.subject for p in found.problems})
-    if unknown:
-        raise ConfigError(f"subjects {', '.join(unknown)} are not in {root}")
-    for problem in found.problems:
-        if problem.severity == "error" and (not subjects or problem.subject in subjects):
-            yield Certified(problem.subject, error=str(problem))
-    chosen = [item for item in found.items if not subjects or item["subject"] in subjects]
-    if not chosen and not found.problems:
-        raise DataError(f"no subject in {root}")
+    _, chosen, broken = cases.select(root, scheme, subjects)
+    for problem in broken:
+        yield Certified(problem.subject, error=str(problem))
     for index, item in enumerate(chosen):
 
         def progress(share: float, done: int = index, subject: str = item["subject"]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from monai_adv.attacks import Attack, AttackResult, create
-from monai_adv.data import MODALITIES, LabelScheme, Storage, save_nifti, scan, stored_type
-from monai_adv.errors import ConfigError, DataError, MonaiAdvError
+from monai_adv.data import MODALITIES, LabelScheme, Storage, save_nifti, stored_type
+from monai_adv.errors import ConfigError, MonaiAdvError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
 from monai_adv.studies.config import DataConfig
@@ -84,17 +84,9 @@ def attack_files(
         raise ConfigError(f"store {store!r} is unknown: use one of {', '.join(STORES)}")
     create(**spec)  # a wrong option is told before anything is read
     victim = load_victim(checkpoint)
-    found = scan(root, scheme)
-    names = {item["subject"] for item in found.items}
-    unknown = sorted(set(subjects or []) - names - {p.subject for p in found.problems})
-    if unknown:
-        raise ConfigError(f"subjects {', '.join(unknown)} are not in {root}")
-    for problem in found.problems:
-        if problem.severity == "error" and (not subjects or problem.subject in subjects):
-            yield Exported(problem.subject, error=str(problem))
-    chosen = [item for item in found.items if not subjects or item["subject"] in subjects]
-    if not chosen and not found.problems:
-        raise DataError(f"no subject in {root}")
+    _, chosen, broken = cases.select(root, scheme, subjects)
+    for problem in broken:
+        yield Exported(problem.subject, error=str(problem))
     job = _Job(victim, Path(checkpoint), dict(spec), Path(output), store, resample)
     for item in chosen:
         try:

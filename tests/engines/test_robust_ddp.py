@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from robust import batches
 from robust_ddp_worker import COMPARED, METHODS, OPTIMISER_STEPS, train
+from two_processes import run_two
 
 pytestmark = pytest.mark.slow
 
@@ -21,21 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left."""
     root = tmp_path_factory.mktemp("two")
     worker, tests = Path(__file__).with_name("robust_ddp_worker.py"), Path(__file__).parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(worker), str(root), str(rank)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        for process in running:
-            _, error = process.communicate(timeout=120)
-            assert process.returncode == 0, error
-    finally:
-        for process in running:
-            process.kill()
+    path = os.pathsep.join([str(tests), *sys.path])
+    run_two(worker, root, timeout=120, environment={"PYTHONPATH": path})
     return root
 
 

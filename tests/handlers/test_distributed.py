@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from ddp_worker import evaluate
+from two_processes import run_two
 
 pytestmark = pytest.mark.slow
 
@@ -27,21 +25,7 @@ CASES = {  # number of cases and how they are dealt, see ddp_worker.evaluate
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
     """The folders that two processes wrote, and what each said to each of ``CASES``."""
     root = tmp_path_factory.mktemp("two")
-    worker, environment = str(Path(__file__).with_name("ddp_worker.py")), {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", worker, str(root), str(rank), json.dumps(CASES)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        for process in running:
-            _, message = process.communicate(timeout=150)
-            assert process.returncode == 0, message
-    finally:
-        for process in running:
-            process.kill()
+    run_two(Path(__file__).with_name("ddp_worker.py"), root, json.dumps(CASES), timeout=150)
     return root, [json.loads((root / f"said{rank}.json").read_text()) for rank in (0, 1)]
 
 
