@@ -40,6 +40,7 @@ from torch.utils.data import RandomSampler
 
 from monai_adv.data import LoadCased
 from monai_adv.engines.robust import RobustTrainer, create_method
+from monai_adv.engines.robust.distillation import TEMPERATURE, scale_logits
 from monai_adv.engines.robust.step import SUPPORT
 from monai_adv.errors import ConfigError, NonFiniteError
 from monai_adv.networks import baseline_unet, build_network
@@ -188,9 +189,9 @@ def train(
     if config.batch % config.per_subject:
         raise ConfigError(f"batch {config.batch} is not a multiple of per_subject {config.per_subject}")
     head = Head(config.head)
+    method = create_method(config.method, head)
     torch.manual_seed(config.seed)  # weight initialisation has no generator argument in torch
     network, architecture = _network(config)
-    method = create_method(config.method, head)
     # Free steps several times on a batch: the steps are counted, and the batches drawn, accordingly
     replays = getattr(method, "steps_per_batch", 1)
     batches = math.ceil(config.steps / replays)
@@ -289,6 +290,10 @@ def _network(config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
         raise ConfigError(
             f"{config.init} takes images as they are, but patches are z-scored: it cannot be trained here"
         )
+    if config.method is not None and config.method.get("name") == "distillation":
+        # the same probabilities at the temperature that is trained at
+        before = (stored.training.get("method") or {}).get("temperature", 1.0)
+        scale_logits(network, config.method.get("temperature", TEMPERATURE) / before, config.patch)
     return network.train(), stored.network
 
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import make_cohort
 from monai.engines import SupervisedTrainer
 from robust import batches, entropy, network, same, trainer, watch
 from torch import nn
 
 from monai_adv import attacks
-from monai_adv.engines import DistillationIteration
+from monai_adv.data import brats_datalist
+from monai_adv.engines import DistillationIteration, TrainConfig, train
+from monai_adv.engines.robust.distillation import scale_logits
 from monai_adv.errors import ConfigError
 from monai_adv.networks import baseline_unet, build_network
-from monai_adv.victims import Victim, VictimConfig, save_checkpoint
+from monai_adv.victims import Victim, VictimConfig, load_victim, save_checkpoint
 
 CASES = [(2, "softmax"), (3, "softmax"), (3, "sigmoid")]
 
@@ -114,3 +117,37 @@ def test_wrong_distillations_are_told() -> None:
     teacher = nn.Conv3d(4, 3, 1)
     with pytest.raises(ConfigError, match="teacher and student disagree"):
         trainer(network(), batches(1), DistillationIteration(teacher)).run()
+
+
+@pytest.mark.parametrize(("dims", "head"), CASES)
+def test_a_start_from_another_temperature_keeps_its_probabilities(dims: int, head: str) -> None:
+    net, image = network(dims), batches(1, dims, head)[0]["image"]
+    with torch.no_grad():
+        before = net.eval()(image)
+        scale_logits(net.train(), 20.0, image.shape[2:])
+        assert net.training
+        torch.testing.assert_close(net.eval()(image) / 20, before)
+
+
+def test_a_network_whose_logits_are_not_of_its_last_convolution_is_left_as_it_was() -> None:
+    net = nn.Sequential(nn.Conv3d(4, 4, 1), nn.Softplus())
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ConfigError, match="last convolution"):
+        scale_logits(net, 16.0, (4, 4, 4))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+def test_a_teacher_started_from_a_checkpoint_does_not_forget_it(tmp_path: Path) -> None:
+    make_cohort(tmp_path / "data", 2)
+    items = brats_datalist(tmp_path / "data")
+    recipe = {"network": {"channels": [4, 8], "strides": [2]}, "patch": (16,) * 3, "steps": 1, "ema": 0.0}
+    train(items, tmp_path / "plain.pt", TrainConfig(**recipe, learning_rate=1e-3))
+    image = torch.randn(1, 4, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits = {"plain": load_victim(tmp_path / "plain.pt")(image)}
+    for name, init, labels in (("teacher", "plain", "hard"), ("again", "teacher", "hard")):
+        method = {"name": "distillation", "labels": labels, "temperature": 10}
+        out = tmp_path / f"{name}.pt"
+        train(items, out, TrainConfig(**recipe, learning_rate=1e-8, init=str(tmp_path / f"{init}.pt"), method=method))
+        logits[name] = load_victim(out)(image)
+    torch.testing.assert_close(logits["teacher"], 10 * logits["plain"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits["again"], logits["teacher"], rtol=1e-3, atol=1e-3)  # at that temperature already

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,39 @@ from monai_adv.errors import ConfigError
 from monai_adv.victims import Head, as_head, guard, read_checkpoint
 
 LABELS = ("soft", "hard")
+TEMPERATURE = 20.0
+
+
+def scale_logits(network: nn.Module, factor: float, patch: Sequence[int]) -> None:
+    """Multiply what a network gives by a factor, in its last layer.
+
+    A network trained at T = 1 is no start for training at temperature T: softmax(z / T) is nearly uniform, and the
+    small regions are forgotten before the logits have grown. T times its logits are the same probabilities at T.
+
+    Args:
+        network: changed in place; its last convolution must be what makes the logits.
+        factor: > 0.
+        patch: spatial size of an image that the network takes, to see that it worked.
+
+    Raises:
+        ConfigError: the logits are not those of the last convolution (it is left as it was).
+    """
+    layer = [m for m in network.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))][-1]
+    parameters = [p for p in (layer.weight, layer.bias) if p is not None]
+    channels = next(m for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)).in_channels
+    image = torch.randn(1, channels, *patch, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+    with guard(network), torch.no_grad():
+        before = plain(network(image))
+        for parameter in parameters:
+            parameter.mul_(factor)
+        if torch.allclose(plain(network(image)), factor * before, rtol=1e-3, atol=1e-4 * factor):
+            return
+        for parameter in parameters:
+            parameter.div_(factor)
+    raise ConfigError(
+        f"{type(network).__name__} does not make its logits in its last convolution: it cannot start a training at "
+        "another temperature; train a new network (without init)"
+    )
 
 
 class DistillationIteration:
@@ -47,7 +80,7 @@ class DistillationIteration:
     def __init__(
         self,
         teacher: nn.Module | str | Path | None = None,
-        temperature: float = 20.0,
+        temperature: float = TEMPERATURE,
         labels: str = "soft",
         head: str | Head = "softmax",
         iteration_update: Callable[[Engine, Any], Any] | None = None,
