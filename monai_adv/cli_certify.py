@@ -26,6 +26,7 @@ def certify(
     batch: Annotated[int, typer.Option(min=1, help="Noisy images per call.")] = 2,
     subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    resample: Annotated[bool, typer.Option(help="Run the network at the spacing it was trained at.")] = False,
     scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
 ) -> None:
     """Certify segmentations by randomized smoothing: NIfTI (255 abstains), certified Dice, abstention, radius.
@@ -40,8 +41,8 @@ def certify(
     problems, rows = [], []
     with cli._bar("certify") as update:
         for done in certify_files(
-            root, checkpoint, output, subject, scheme, seed=seed, on_progress=update, sigma=sigma, tau=tau,
-            samples=samples, draws0=draws0, alpha=alpha, correction=correction, batch=batch,
+            root, checkpoint, output, subject, scheme, seed=seed, resample=resample, on_progress=update, sigma=sigma,
+            tau=tau, samples=samples, draws0=draws0, alpha=alpha, correction=correction, batch=batch,
         ):  # fmt: skip
             if done.error:
                 problems.append(done.error)

@@ -47,6 +47,11 @@ class Attack(ABC):
         moves_voxels: whether a voxel's new value may come from anywhere in the image.
         fixed_loss: whether the method has a loss of its own; it then takes no ``loss``.
         white_box: whether it takes gradients of the victim itself.
+
+    Attributes:
+        memory: a dictionary of the caller's in which an attack may keep what does not depend on the victim, so that
+            several victims attacked with the same image share it; whoever sets it drops it with the image. It changes
+            no result. None keeps nothing.
     """
 
     name: ClassVar[str]
@@ -59,6 +64,7 @@ class Attack(ABC):
     fixed_loss: ClassVar[bool] = False
     white_box: ClassVar[bool] = True
     targeted: bool = False
+    memory: dict[str, Any] | None = None
 
     def __init__(
         self,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +20,7 @@ from monai_adv.errors import ConfigError
 from monai_adv.losses import AttackLoss
 from monai_adv.threats import Threat
 from monai_adv.victims import Head, Victim, load_victim
+from monai_adv.victims.checkpoint import file_hash
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries, Andriushchenko et al.
 
@@ -125,6 +130,8 @@ class Transfer(Attack):
 
     Paper (Papernot et al.): the surrogate is a network the attacker trained. Ours: any attack of the registry crafts,
     with the surrogate's own head; where the heads differ, labels and targets are translated through the BraTS classes.
+    With a ``memory`` (see :class:`Attack`) an image is crafted once for all victims that it is scored on, where the
+    surrogate is a checkpoint; the seconds reported are then those of that one crafting and of the scoring.
 
     Reference:
         Papernot et al., Transferability in machine learning: from phenomena to black-box attacks using adversarial
@@ -178,10 +185,24 @@ class Transfer(Attack):
         return self._loaded
 
     def _search(self, run: Run) -> None:
-        surrogate = self._victim(run.clean.device)
         attack = self._crafting(self.threat.with_eps(run.ball.eps))
+        key = None if self.memory is None else self._key(run, attack)
+        known: _Crafted | None = None if self.memory is None or key is None else self.memory.get(key)
+        if known is None:
+            known = self._crafted(run, attack)
+            if self.memory is not None and key is not None:
+                self.memory[key] = known
+        else:
+            run.spent(known.seconds)
+            run.generator.set_state(known.numbers)  # as if it had been crafted now
+        run.consider(known.image)
+        run.details |= {name: list(values) for name, values in known.details.items()}
+
+    def _crafted(self, run: Run, attack: Attack) -> _Crafted:
+        started = time.perf_counter()
+        surrogate = self._victim(run.clean.device)
         target = None if run.target is None else translated(run.target, run.head, surrogate.head)
-        crafted = attack(
+        found = attack(
             surrogate,
             run.clean,
             translated(run.label, run.head, surrogate.head),
@@ -192,13 +213,42 @@ class Transfer(Attack):
             spacing=run.spacing,
             affine=run.affine,
         )
-        run.consider(crafted.image)
         batch = len(run.clean)
-        run.details["surrogate_score"] = crafted.score.tolist()
-        run.details["surrogate_clean_score"] = crafted.clean_score.tolist()
-        run.details["surrogate_success"] = crafted.success.tolist()
-        run.details["surrogate_forwards"] = [crafted.cost.forwards] * batch
-        run.details["surrogate_backwards"] = [crafted.cost.backwards] * batch
+        details: dict[str, list[Any]] = {
+            "surrogate_score": found.score.tolist(),
+            "surrogate_clean_score": found.clean_score.tolist(),
+            "surrogate_success": found.success.tolist(),
+            "surrogate_forwards": [found.cost.forwards] * batch,
+            "surrogate_backwards": [found.cost.backwards] * batch,
+        }
+        return _Crafted(found.image, details, time.perf_counter() - started, run.generator.get_state())
+
+    def _key(self, run: Run, attack: Attack) -> str | None:
+        """What the crafted image depends on, as a hash; None where it cannot be told."""
+        if isinstance(self.surrogate, Victim):
+            return None
+        try:
+            spec = json.dumps(self.attack, sort_keys=True)
+        except TypeError:  # an object: two may be written alike
+            return None
+        about = (file_hash(self.surrogate), spec, repr(attack), run.head, run.spacing, run.clean.device)
+        found = hashlib.sha256(repr(about).encode())
+        tensors = (run.clean, run.label, run.target, run.ball.mask, run.weight, run.affine, run.generator.get_state())
+        for data in tensors:
+            found.update(repr(None if data is None else (data.dtype, data.shape)).encode())
+            if data is not None:
+                found.update(data.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Crafted:
+    """An image that was crafted, what is told of it, what it cost, and where it left the random numbers."""
+
+    image: Tensor
+    details: dict[str, list[Any]]
+    seconds: float
+    numbers: Tensor
 
 
 def translated(label: Tensor, head: Head, other: Head) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from monai_adv.victims import Victim
+
 
 @dataclass
 class Cost:
@@ -29,7 +31,8 @@ class AttackResult:
     Attributes:
         image: adversarial image ``(B, C, *spatial)``, of the type that was given (MetaTensor keeps its affine).
         perturbation: ``image - clean``.
-        prediction: the victim's segmentation of ``image``, class indices or bits.
+        prediction: the victim's segmentation of ``image``, class indices or bits; of a random victim that of the
+            attack's own passes, see :meth:`predicted_by`.
         label: what ``prediction`` has to be scored against, of the head's kind: the label of the call (or the clean
             prediction), warped with the image by geometric attacks.
         success: ``(B,)`` bool. Untargeted: mean Dice fell, to at most ``goal`` times the clean mean Dice. Targeted:
@@ -57,3 +60,15 @@ class AttackResult:
     cost: Cost = field(default_factory=Cost)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     details: dict[str, list[Any]] = field(default_factory=dict)
+
+    def predicted_by(self, victim: Victim, affine: Tensor | None = None) -> Tensor:
+        """The segmentation of ``image`` that a victim deploys: what a Dice is reported of.
+
+        Of a deterministic victim it is ``prediction``, without another pass. A random one was attacked pass by pass and
+        is asked what it deploys (a smoothed one gives its majority vote).
+
+        Args:
+            victim: the one that was attacked.
+            affine: voxel to world, see :class:`monai_adv.victims.Victim`.
+        """
+        return victim.predict(self.image, affine) if victim.random else self.prediction

@@ -240,6 +240,10 @@ class Run:
             return score >= goal
         return (score <= goal * self.clean_score) & (score < self.clean_score)  # a clean Dice of 0 cannot fall
 
+    def spent(self, seconds: float) -> None:
+        """Count time that was spent before this run on something that it uses."""
+        self._started -= seconds
+
     # ------------------------------------------------------------------------------------------- the result
     @property
     def best_image(self) -> Tensor:

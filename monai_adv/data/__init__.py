@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monai_adv.data.convert import convert_volume
 from monai_adv.data.datalist import brats_datalist, scan
+from monai_adv.data.displacement import along_axes, along_world, load_displacement, save_displacement
 from monai_adv.data.headers import stored_type
 from monai_adv.data.labels import (
     CLASSES,
@@ -31,14 +32,18 @@ __all__ = [
     "PreflightReport",
     "Storage",
     "align_mask",
+    "along_axes",
+    "along_world",
     "brats_datalist",
     "check_folder",
     "check_item",
     "convert_volume",
     "load_case",
+    "load_displacement",
     "load_mask",
     "region_channels",
     "region_masks",
+    "save_displacement",
     "save_nifti",
     "scan",
     "simulate_cohort",

@@ -89,12 +89,14 @@ def save_nifti(
     return write_volume(voxels, grid_of(like), path, storage)
 
 
-def write_volume(voxels: np.ndarray, grid: Grid, path: str | os.PathLike[str], storage: Storage) -> Path:
-    """Write voxels on a grid; see :func:`save_nifti`."""
+def write_volume(
+    voxels: np.ndarray, grid: Grid, path: str | os.PathLike[str], storage: Storage, *, vectors: bool = False
+) -> Path:
+    """Write voxels, or vectors (X, Y, Z, 1, 3), on a grid; see :func:`save_nifti`."""
     destination = Path(path)
     if not destination.name.lower().endswith(NIFTI_ENDINGS):
         raise DataError(f"{destination}: the name must end in .nii or .nii.gz")
-    if voxels.shape != grid.shape:
+    if voxels.shape != ((*grid.shape, 1, 3) if vectors else grid.shape):
         raise DataError(
             f"{destination}: array of shape {voxels.shape}, grid of shape {grid.shape}. Write one file per "
             "channel, and invert crops and resampling before."
@@ -105,6 +107,8 @@ def write_volume(voxels: np.ndarray, grid: Grid, path: str | os.PathLike[str], s
     new = nib.Nifti1Image if max(grid.shape) <= _NIFTI1_LIMIT else nib.Nifti2Image  # which ITK does not read
     image = new(stored, grid.affine, dtype=stored.dtype)
     _set_geometry(image, grid)
+    if vectors:
+        image.header.set_intent("vector")
     if not storage.identity:
         image.header.set_slope_inter(storage.slope, storage.inter)  # nibabel then writes the numbers as they are
     with atomic_file(destination) as stream:

@@ -68,6 +68,18 @@ class Composed(nn.Module):
         """Whether the victim's own preprocessing brings images to a grid of its own."""
         return bool(getattr(self.inner, "changes_grid", False))
 
+    @property
+    def random(self) -> bool:
+        """Whether one of the two draws random numbers."""
+        return any(bool(getattr(part, "random", False)) for part in (self.step, self.inner))
+
+    def reseed(self, seed: int) -> None:
+        """Start the random numbers of both anew."""
+        for part in (self.step, self.inner):
+            rule = getattr(part, "reseed", None)
+            if rule is not None:
+                rule(seed)
+
     def forward(self, image: Tensor, affine: Tensor | None = None) -> Tensor:
         """The network's input, see :meth:`prepare`."""
         return self.prepare(image, affine)[0]

@@ -177,6 +177,20 @@ class SmoothedVictim(DefendedVictim):
 
         The first of equal classes wins; a bit is set if more than half of the passes set it.
         """
+        votes = self._votes(image, affine)
+        return votes.argmax(1, keepdim=True) if self.head.exclusive else 2 * votes > self.samples
+
+    def predict_logits(self, image: Tensor, affine: Tensor | None = None) -> Tensor:
+        """Logits of the vote: their softmax or sigmoid is the share of the passes, with half a pass added to each side.
+
+        The head discretises them to what :meth:`predict` gives.
+        """
+        votes = self._votes(image, affine).float()
+        logits = torch.log(votes + 0.5)
+        return logits if self.head.exclusive else logits - torch.log(self.samples - votes + 0.5)
+
+    def _votes(self, image: Tensor, affine: Tensor | None) -> Tensor:
+        """Passes that gave each class, or set each bit, ``(B, K, *spatial)`` int32."""
         affine = self._affine_of(image, affine)
         step = self.preprocessing
         assert isinstance(step, _Noise)
@@ -192,13 +206,7 @@ class SmoothedVictim(DefendedVictim):
         finally:
             step.generator = own
         assert votes is not None
-        return votes.argmax(1, keepdim=True) if self.head.exclusive else 2 * votes > self.samples
-
-    def reseed(self, seed: int) -> None:
-        """Start the noise of the passes anew, so that what is done next does not depend on what was done before."""
-        step = self.preprocessing
-        assert isinstance(step, _Noise)
-        step.generator.manual_seed(seed)
+        return votes
 
     def resampled(self, spacing: Any, working_spacing: Any) -> Victim:
         """See :meth:`DefendedVictim.resampled`."""
@@ -244,6 +252,14 @@ class _Noise(Composed):
     def __init__(self, inner: Callable[[Tensor], Tensor] | None, sigma: float, generator: Generator) -> None:
         super().__init__(_unchanged, inner)
         self.sigma, self.generator = float(sigma), generator
+
+    @property
+    def random(self) -> bool:
+        return True
+
+    def reseed(self, seed: int) -> None:
+        super().reseed(seed)
+        self.generator.manual_seed(seed)
 
     def prepare(self, image: Tensor, affine: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         data, back = super().prepare(image, affine)

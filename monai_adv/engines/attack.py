@@ -49,6 +49,11 @@ class AttackIteration:
         label_key: key of the label, which moves with the image where the attack moves anatomy.
         preprocessing: what the network needs in front of it, where the batch is not yet normalised: the attack sees
             the batch's units, and attack and iteration both run it in front of the inferer.
+        refine: what cleans the discrete prediction when it is scored, see :class:`monai_adv.victims.Victim`: the attack
+            is judged by it, and in an evaluator ``pred`` is refined; a trainer's step never is.
+        defend: the deployed victim of the engine's network, e.g. ``functools.partial(smoothed, sigma=0.25,
+            samples=20)`` or ``lambda victim: purified(victim, Purify("median"))``. Attack and iteration both go through
+            it; in an evaluator ``pred`` holds :meth:`monai_adv.victims.Victim.predict_logits` of what is deployed.
 
     Example:
         ``SupervisedEvaluator(..., iteration_update=AttackIteration(attacks.create("fgsm", eps=0.1)))``
@@ -63,6 +68,8 @@ class AttackIteration:
         image_key: str = CommonKeys.IMAGE,
         label_key: str = CommonKeys.LABEL,
         preprocessing: Callable[[Tensor], Tensor] | None = None,
+        refine: Callable[[Tensor], Tensor] | None = None,
+        defend: Callable[[Victim], Victim] | None = None,
     ) -> None:
         self.attack = attack if isinstance(attack, Attack) else create(**attack)
         if not 0 < share <= 1:
@@ -73,6 +80,8 @@ class AttackIteration:
         self.image_key = image_key
         self.label_key = label_key
         self.preprocessing = preprocessing
+        self.refine = refine
+        self.defend = defend
         self.result: AttackResult | None = None
         self._numbers = torch.Generator().manual_seed(self.attack.seed)
 
@@ -97,8 +106,8 @@ class AttackIteration:
             )
         follow = self.iteration_update or engine._iteration
         inferer = engine.inferer
-        if self.preprocessing is not None:
-            engine.inferer = _Preprocessed(inferer, self.head, self.preprocessing)
+        if any(part is not None for part in (self.preprocessing, self.refine, self.defend)):
+            engine.inferer = _Deployed(self, engine)
         try:
             return follow(engine, attacked)  # type: ignore[arg-type]
         finally:
@@ -111,7 +120,9 @@ class AttackIteration:
         image, label = prepared_batch(engine, batchdata)
         # MONAI's own iteration casts on CUDA devices only
         amp = engine.amp and torch.device(engine.state.device).type == "cuda"
-        victim = engine_victim(engine, self.head, self.preprocessing, amp)
+        victim = engine_victim(engine, self.head, self.preprocessing, amp, self.refine, self.defend)
+        if victim.random:
+            victim.reseed(self.seed_of_noise(engine))
         # a share that is no whole number of samples is met on average
         count = int(self.share * len(image) + float(torch.rand(1, generator=self._numbers)))
         if count == 0:
@@ -129,18 +140,27 @@ class AttackIteration:
         labels = torch.cat([found.label.to(label.dtype), plain(label[count:])])
         return like(images, image), like(labels, label)
 
+    def seed_of_noise(self, engine: Engine) -> int:
+        """Seed of a random victim: an evaluator begins every batch with the attack's own, a trainer draws one."""
+        if isinstance(engine, SupervisedTrainer):
+            return int(torch.randint(2**31, (1,), generator=self._numbers))
+        return self.attack.seed
+
 
 class AttackEvaluator(SupervisedEvaluator):
     """A ``SupervisedEvaluator`` that gives clean and adversarial output in one pass, paired by construction.
 
     ``engine.state.output`` holds ``image`` and ``pred`` of the adversarial pass, ``label``, and the keys of
-    :class:`AttackKeys`: the clean image and logits, success and score of each sample.
+    :class:`AttackKeys`: the clean image and logits, success and score of each sample. Both logits are of what is
+    deployed: :meth:`monai_adv.victims.Victim.predict_logits`.
 
     Args:
         *args: see ``monai.engines.SupervisedEvaluator``.
         attack: an attack, or its options.
         head: head of the network.
         preprocessing: see :class:`AttackIteration`; the clean pass gets it too.
+        refine: see :class:`AttackIteration`; both predictions are refined.
+        defend: see :class:`AttackIteration`; both passes go through it.
         **kwargs: see ``monai.engines.SupervisedEvaluator``; ``iteration_update`` is taken.
     """
 
@@ -150,6 +170,8 @@ class AttackEvaluator(SupervisedEvaluator):
         attack: Attack | Mapping[str, Any],
         head: str | Head = "softmax",
         preprocessing: Callable[[Tensor], Tensor] | None = None,
+        refine: Callable[[Tensor], Tensor] | None = None,
+        defend: Callable[[Victim], Victim] | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("iteration_update") is not None:
@@ -157,6 +179,8 @@ class AttackEvaluator(SupervisedEvaluator):
         self.attack = attack if isinstance(attack, Attack) else create(**attack)
         self.head = head
         self.preprocessing = preprocessing
+        self.refine = refine
+        self.defend = defend
         kwargs["iteration_update"] = self._attack_iteration
         super().__init__(*args, **kwargs)
         if self.mode is not eval_mode:
@@ -175,12 +199,12 @@ class AttackEvaluator(SupervisedEvaluator):
     def _attack_iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> Any:
         assert engine is self
         image, label = prepared_batch(self, batchdata)
-        victim = engine_victim(self, self.head, self.preprocessing, self.amp)
+        victim = engine_victim(self, self.head, self.preprocessing, self.amp, self.refine, self.defend)
+        victim.reseed(self.attack.seed)
         self.fire_event(IterationEvents.INNER_ITERATION_STARTED)
         result = self.attack(victim, image, label)
         self.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
-        with torch.no_grad():
-            clean, adversarial = victim(image), victim(result.image)
+        clean, adversarial = victim.predict_logits(image), victim.predict_logits(result.image)
         output = {
             CommonKeys.IMAGE: result.image,
             CommonKeys.LABEL: like(result.label, label) if label is not None and self.attack.moves_voxels else label,
@@ -215,6 +239,8 @@ def engine_victim(
     head: str | Head,
     preprocessing: Callable[[Tensor], Tensor] | None,
     amp: bool,
+    refine: Callable[[Tensor], Tensor] | None = None,
+    defend: Callable[[Victim], Victim] | None = None,
 ) -> Victim:
     """The victim that an engine evaluates: its network through its inferer, under autocast if it asks for it."""
     network = engine.network
@@ -223,24 +249,34 @@ def engine_victim(
     if amp:
         arguments = {"device_type": torch.device(engine.state.device).type, **engine.amp_kwargs}
         network = _Autocast(network, arguments)
-    return Victim(network, differentiable(engine.inferer), head, preprocessing)
+    victim = Victim(network, differentiable(engine.inferer), head, preprocessing, refine=refine)
+    return victim if defend is None else defend(victim)
 
 
-class _Preprocessed(Inferer):
-    """An inferer with a preprocessing around it, for the iteration that knows none: the victim's pass, unguarded.
+class _Deployed(Inferer):
+    """An engine's inferer with the rest of the victim around it, for the iteration that knows none.
 
-    The network keeps its mode and the gradient its way to the weights; of several outputs the first one is given.
+    In an evaluator its logits are those of what is deployed. In a trainer they are those of a pass, unguarded: the
+    network keeps its mode and the gradient its way to the weights; of several outputs the first one is given.
     """
 
-    def __init__(self, inferer: Inferer, head: str | Head, preprocessing: Callable[[Tensor], Tensor]) -> None:
-        self.inferer = inferer
-        self.head = head
-        self.preprocessing = preprocessing
+    def __init__(self, iteration: AttackIteration, engine: SupervisedEvaluator | SupervisedTrainer) -> None:
+        self.iteration = iteration
+        self.engine = engine
+        self.inferer = engine.inferer
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert isinstance(network, nn.Module)
-        victim = Victim(network, self.inferer, self.head, self.preprocessing)
-        return like(victim._forward(plain(inputs), getattr(inputs, "affine", None)), inputs)
+        own = self.iteration
+        victim = Victim(network, self.inferer, own.head, own.preprocessing, refine=own.refine)
+        victim = victim if own.defend is None else own.defend(victim)
+        image, affine = plain(inputs), getattr(inputs, "affine", None)
+        decided = victim.random or victim.refine is not None  # then a pass does not say what is deployed
+        if decided and isinstance(self.engine, SupervisedEvaluator):
+            return like(victim.predict_logits(image, affine), inputs)
+        if victim.random:
+            victim.reseed(own.seed_of_noise(self.engine))
+        return like(victim._forward(image, affine), inputs)
 
 
 class _Autocast(nn.Module):

@@ -23,9 +23,10 @@ from monai_adv.victims import Head, as_head
 class AttackRecordSaver:
     """Write clean and adversarial scores of every case, one row per region, to a CSV that ``compare`` reads.
 
-    Attach it to an :class:`monai_adv.engines.AttackEvaluator`. Rows are written when a batch is done, so a crash
-    loses at most the batch it happened in; an existing file is continued (by another attack, say), and a subject it
-    holds already under the same setting is an error.
+    Attach it to an :class:`monai_adv.engines.AttackEvaluator`. What is scored is what that one deploys: its logits are
+    refined, or a vote, where it was told so. Rows are written when a batch is done, so a crash loses at most the batch
+    it happened in; an existing file is continued (by another attack, say), and a subject it holds already under the
+    same setting is an error.
 
     Of several processes (``torch.distributed``) each writes its own ``NAME.rank0.csv`` beside the file. When all are
     done, the first process adds the rows of all to the file, and each deletes its own. Cases that two processes have,

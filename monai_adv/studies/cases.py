@@ -98,7 +98,7 @@ def load(item: Mapping[str, Any], config: DataConfig) -> Case:
     """
     case = load_case(item)
     image, label = case["image"], case["label"]
-    native = label
+    native = cast(MetaTensor, label.clone())  # Orientation writes the new spacing into the header they would share
     if config.orientation is not None:
         orient = Orientation(axcodes=config.orientation, labels=None)
         image, label = orient(image), orient(label)

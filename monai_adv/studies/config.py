@@ -53,7 +53,7 @@ class VictimEntry(_Strict):
         trust: SHA-256 of the bundle's configuration, which is executed.
         overlap: overlap of windows.
         mode: blending.
-        roi_size: window in voxels.
+        roi_size: window in voxels, one side per axis of the network.
         sw_batch_size: windows per forward.
         resample: run the network at the voxel size it was trained at, whatever the scan's is.
         purify: a filter in front of everything, ``{kind: median, radius: 1}``: see :class:`monai_adv.defenses.Purify`.
@@ -68,7 +68,7 @@ class VictimEntry(_Strict):
     trust: str | None = None
     overlap: float | None = Field(default=None, ge=0, lt=1)
     mode: Literal["gaussian", "constant"] | None = None
-    roi_size: list[int] | None = Field(default=None, min_length=3, max_length=3)
+    roi_size: list[int] | None = Field(default=None, min_length=2, max_length=3)
     sw_batch_size: int | None = Field(default=None, ge=1)
     resample: bool = False
     purify: dict[str, Any] | None = None

@@ -16,7 +16,7 @@ KINDS = ("none", "noise", "adversarial_training", "distillation", "purification"
 METHODS = {
     "plain": "none", "noise": "noise", "offline": "adversarial_training", "fgsm_at": "adversarial_training",
     "pgd_at": "adversarial_training", "free": "adversarial_training", "trades": "adversarial_training",
-    "vafa_at": "adversarial_training", "distillation": "distillation",
+    "vafa_at": "adversarial_training", "synthesis": "adversarial_training", "distillation": "distillation",
 }  # fmt: skip
 NEEDED = {
     "noise": "a white-box attack of several steps",
@@ -185,8 +185,8 @@ def published_claims(
 
     Attacks lower Dice; distillation keeps more Dice than adversarial training under attacks on the plain cross entropy;
     every defense stays below the clean Dice. Each is tested over subjects (exact one-sided Wilcoxon signed-rank of the
-    mean Dice over regions, Holm over the rows); the second is asked again under attacks on the logit margin and under
-    transfer.
+    mean Dice over regions); the second is asked again, as a claim of its own, under attacks on the logit margin and
+    under transfer. Every claim is a family of its own: Holm over the tests of that claim, whose number is in its rows.
 
     Args:
         records: tidy records of a study.
@@ -195,7 +195,8 @@ def published_claims(
         alpha: level.
 
     Returns:
-        Columns claim, victim, setting, n, mean_a, mean_b, hodges_lehmann (a - b), p, p_holm, verdict.
+        Columns claim, victim, setting, n, mean_a, mean_b, hodges_lehmann (a - b), p, tests (of the claim: Holm's
+        family), p_holm, verdict.
     """
     scored = records[records["status"].eq("ok") & records["region"].notna()]
     mean = scored.groupby(["subject", "victim", "attack", "setting"])["dice"].mean().reset_index()
@@ -223,7 +224,9 @@ def published_claims(
                     rows.append(_row(mean, claim, (student, setting), (other, setting)))
     table = pd.DataFrame([row for row in rows if row["n"]])
     if not table.empty:
-        table["p_holm"] = holm(table["p"].to_numpy())
+        claims = table.groupby("claim")["p"]
+        table["tests"] = claims.transform("count").astype(int)
+        table["p_holm"] = claims.transform(lambda p: holm(p.to_numpy()))
         table["verdict"] = [_verdict(row, alpha) for row in table.to_dict("records")]
     return table
 

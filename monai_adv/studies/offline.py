@@ -47,6 +47,7 @@ def adversarial_copies(
 
     Raises:
         ConfigError: for an unknown subject or attack.
+        WriteError: if the folder cannot be written.
     """
     if "name" not in attack:
         raise ConfigError("offline copies need an attack by its name, e.g. attack=ifgsm")

@@ -49,13 +49,15 @@ def replace_rows(path: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[s
     Args:
         path: CSV; made if it does not exist.
         rows: what to add.
-        keys: columns that say which row is which; the table is sorted by them.
+        keys: columns that say which row is which; the table is sorted by them. One that the table on disk has not yet
+            is not asked.
     """
     table = pd.DataFrame(list(rows))
     if path.is_file():
         before = pd.read_csv(path, dtype={"subject": str, "victim": str})
-        new = set(zip(*(table[key] for key in keys)))
-        kept = [row not in new for row in zip(*(before[key] for key in keys))]
+        shared = [key for key in keys if key in before]
+        new = set(zip(*(table[key] for key in shared)))
+        kept = [row not in new for row in zip(*(before[key] for key in shared))]
         table = pd.concat([before[kept], table], ignore_index=True)
     write_atomic(path, csv_bytes(table.sort_values(list(keys), kind="stable")))
 

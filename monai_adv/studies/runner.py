@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from monai_adv.data import scan
-from monai_adv.defenses import SmoothedVictim
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError, WriteError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
@@ -20,9 +19,9 @@ from monai_adv.studies.config import FILES, AttackEntry, StudyConfig
 from monai_adv.studies.provenance import versions
 from monai_adv.studies.records import write_records
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
-from monai_adv.studies.victims import defense_kind, load_entry
+from monai_adv.studies.victims import at_spacing, defense_kind, load_entry
 from monai_adv.studies.volumes import save_volumes, volumes_key, volumes_path
-from monai_adv.victims import Victim, read_checkpoint
+from monai_adv.victims import Victim
 from monai_adv.victims.checkpoint import file_hash
 
 logger = logging.getLogger(__name__)
@@ -123,6 +122,7 @@ def _run_items(
             result.problems.append(f"{subject}: cannot read {error.filename}: {error.strerror}")
             continue
         case: cases.Case | None = None
+        memory: dict[str, Any] | None = {} if len(victims) > 1 else None  # what attacks keep from victim to victim
         for name, victim in victims.items():
             for group in _groups(study, subject, name, hashes[name], case_hash, masks):
                 expected |= {unit.key for unit in group}
@@ -135,7 +135,7 @@ def _run_items(
                 open_units = list(wanted)
                 try:
                     case = case or cases.load(item, study.data)
-                    for unit, content, volumes in _compute(study, victim, case, wanted, by_subject):
+                    for unit, content, volumes in _compute(study, victim, case, wanted, by_subject, memory):
                         if volumes is not None and subject in montages and _drawn(study, unit):
                             save_volumes(volumes_path(result.folder, unit.identity), volumes, unit.key)
                         store.write(unit.identity, unit.key, content)
@@ -258,7 +258,12 @@ def _drawn(study: StudyConfig, unit: _Unit) -> bool:
 
 
 def _compute(
-    study: StudyConfig, victim: Victim, case: cases.Case, units: list[_Unit], items: dict[str, dict[str, Any]]
+    study: StudyConfig,
+    victim: Victim,
+    case: cases.Case,
+    units: list[_Unit],
+    items: dict[str, dict[str, Any]],
+    memory: dict[str, Any] | None,
 ) -> Iterator[tuple[_Unit, dict[str, Any], dict[str, Any] | None]]:
     """Results of the units of one attack: content to store and volumes to draw."""
     victim = _at_spacing(study, victim, case)
@@ -271,14 +276,14 @@ def _compute(
         yield units[0], {"status": "ok", "rows": rows}, _volumes(case, image, prediction, victim)
         return
     attack = study.create(entry, units[0].eps)
+    attack.memory = memory
     target = None
     rule = entry.options.get("target")
     if isinstance(rule, dict) and set(rule) & {"subject", "file"}:
         target = cases.target_mask(rule, case, items, victim.head)
     seed = int(digest([study.seed, case.subject, entry.title])[:15], 16)
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(victim, SmoothedVictim):
-        victim.reseed(seed)
+    victim.reseed(seed)
     results = attack.curve(
         victim, image, label, [u.eps for u in units],
         target=target, generator=generator, spacing=case.spacing, affine=case.affine,
@@ -286,9 +291,7 @@ def _compute(
     for unit, found in zip(units, results):
         cost = {"seconds": found.cost.seconds, "forwards": found.cost.forwards, "backwards": found.cost.backwards}
         extra = {**cost, "success": bool(found.success[0]), "zero_gradient": _zero_gradient(found.trace)}
-        prediction = found.prediction
-        if isinstance(victim, SmoothedVictim):  # attacked pass by pass, deployed as a majority
-            prediction = victim.predict(found.image, case.affine)
+        prediction = found.predicted_by(victim, case.affine)
         rows = _rows(unit, victim, case, found.label, prediction, image, found.image, extra, study.budgets.support)
         content = {
             "status": "ok",
@@ -307,12 +310,7 @@ def _compute(
 def _at_spacing(study: StudyConfig, victim: Victim, case: cases.Case) -> Victim:
     """The victim for this case's voxels; resampling only where the study asks for it."""
     entry = next(v for v in study.victims if v.name == victim.name)
-    if not entry.resample:
-        return victim
-    working = read_checkpoint(entry.source)[1].spacing
-    if working is None:
-        raise ConfigError(f"victim {victim.name}: its checkpoint does not say at which spacing it was trained")
-    return victim.resampled(case.spacing, working)
+    return at_spacing(victim, entry.source, case.spacing) if entry.resample else victim
 
 
 def _rows(

@@ -31,7 +31,7 @@ def train_and_score(
     command: str | None = None,
     on_step: Callable[[float, float], None] | None = None,
 ) -> tuple[pd.DataFrame | None, list[str]]:
-    """Train the baseline U-Net on a folder, write its checkpoint, and score the subjects left out.
+    """Train a network on a folder, write its checkpoint, and score the subjects left out.
 
     Args:
         root: folder of NIfTI files with labels.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from monai_adv.bundle import load_bundle
 from monai_adv.bundle.scans import scan_victim
 from monai_adv.defenses import Purify, purified, smoothed
@@ -38,6 +41,25 @@ def load_entry(entry: VictimEntry, device: str) -> tuple[Victim, str]:
     except TypeError as error:
         raise ConfigError(f"victim {entry.name}: {error}") from error
     return victim, content
+
+
+def at_spacing(victim: Victim, checkpoint: str | Path, spacing: Sequence[float]) -> Victim:
+    """The victim for images of a voxel size, its network run at the spacing that it was trained at.
+
+    Args:
+        victim: what was loaded from the checkpoint, with its defenses.
+        checkpoint: says at which spacing.
+        spacing: voxel size of the images in mm, one per axis.
+
+    Raises:
+        ConfigError: if the checkpoint does not say so.
+    """
+    working = read_checkpoint(checkpoint)[1].spacing
+    if working is None:
+        raise ConfigError(
+            f"victim {victim.name}: {checkpoint} does not say at which spacing it was trained: leave resample out"
+        )
+    return victim.resampled(spacing, working)
 
 
 def defense_kind(entry: VictimEntry) -> str:

@@ -18,7 +18,8 @@ from monai_adv.victims.guard import guard
 from monai_adv.victims.head import Head, as_head
 
 # logit of a class where it cannot be, small enough for half precision: a probability of 2e-9
-_UNSEEN = -20.0
+UNSEEN = -20.0
+_CERTAIN = 20.0  # of a class that was decided otherwise than by the logits
 
 
 class Victim:
@@ -33,7 +34,8 @@ class Victim:
             :class:`monai_adv.transforms.NormalizeNonzeroBatch` or what
             :func:`monai_adv.transforms.make_differentiable` makes of a deployed ``Compose``; nothing by default. One
             with a method ``prepare(image, affine) -> (data, back)`` works on a grid of its own: ``back``, linear,
-            brings logits to the image's.
+            brings logits to the image's. One that draws random numbers says so by a true attribute ``random`` and
+            starts them anew by a method ``reseed(seed)``.
         postprocessing: a differentiable callable on the logits; nothing by default.
         name: how tables call this victim.
         refine: what cleans the discrete prediction when it is scored, e.g. :class:`monai_adv.victims.KeepLargest`:
@@ -88,10 +90,47 @@ class Victim:
             raise NonFiniteError("the network gave NaN or infinite logits: the case cannot be scored")
         return logits
 
+    @property
+    def random(self) -> bool:
+        """Whether two passes of one image may differ: such a victim is attacked pass by pass, and scored by `predict`.
+
+        A deterministic one gives in every pass what :meth:`predict` says, so that nobody has to ask again.
+        """
+        return bool(getattr(self.preprocessing, "random", False))
+
+    def reseed(self, seed: int) -> None:
+        """Start its random numbers anew, so that what is done next does not depend on what was done before.
+
+        Nothing for a deterministic victim.
+
+        Args:
+            seed: of the numbers of the passes; those of :meth:`predict` are not touched.
+        """
+        rule = getattr(self.preprocessing, "reseed", None)
+        if rule is not None:
+            rule(seed)
+
     def predict(self, image: Tensor, affine: Tensor | None = None) -> Tensor:
-        """The segmentation of an image, without a gradient: class indices or bits (see :meth:`Head.predict`)."""
+        """The segmentation that is deployed, without a gradient: class indices or bits (see :meth:`Head.predict`).
+
+        Every Dice that is reported of an image is this one's.
+        """
         with torch.no_grad():
             return self.discretise(self(image, affine))
+
+    def predict_logits(self, image: Tensor, affine: Tensor | None = None) -> Tensor:
+        """Logits that the head discretises to what :meth:`predict` gives, for whoever post-processes logits.
+
+        Those of one pass, without a gradient; voxels that ``refine`` changes get the logits of a certain class.
+        """
+        with torch.no_grad():
+            logits = self(image, affine)
+            if self.refine is None:
+                return logits
+            seen, refined = self.head.predict(logits), self.discretise(logits)
+            certain = _CERTAIN * (2 * self.head.encode(refined, logits) - 1)
+            changed = seen != refined  # of a softmax head one channel, and all logits of the voxel change
+            return torch.where(changed, certain, logits)
 
     def discretise(self, logits: Tensor) -> Tensor:
         """The prediction that is scored: that of the head, refined where the victim refines it; without a gradient.
@@ -208,7 +247,7 @@ class Victim:
             unseen = torch.where(unseen.abs() < 1e-5, torch.zeros_like(unseen), unseen)  # rounding of the weights
         if not bool(unseen.any()):
             return restored
-        background = logits.new_full((logits.shape[1], *[1] * (logits.dim() - 2)), _UNSEEN)
+        background = logits.new_full((logits.shape[1], *[1] * (logits.dim() - 2)), UNSEEN)
         if self.head.exclusive:
             background[0] = 0
         # the interpolation is linear: as if the logits had been padded with these

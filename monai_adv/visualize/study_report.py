@@ -156,7 +156,7 @@ def _tables(analysis: Analysis, records: pd.DataFrame) -> dict[str, Any]:
     if not analysis.claims.empty:
         tables[
             "Published claims (Liu et al. 2019) and whether they hold here: mean Dice over regions, exact one-sided "
-            "Wilcoxon signed-rank over subjects, Holm over the rows"
+            "Wilcoxon signed-rank over subjects, Holm over the tests of each claim (column tests)"
         ] = analysis.claims
     if not analysis.ordering.empty:
         tables[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from oracles import linear_network, make_image, make_label, make_victim, smooth_
 from torch import nn
 
 from monai_adv import attacks
+from monai_adv.attacks import black_box
 from monai_adv.attacks.black_box import Square, Transfer, translated
 from monai_adv.errors import ConfigError
 from monai_adv.losses import Margin
@@ -277,6 +279,101 @@ def test_a_surrogate_from_a_checkpoint(tmp_path):
     expected = attacks.create("fgsm", 0.1)(load_victim(path), image, label)
     assert torch.equal(found.image, expected.image)
     assert torch.equal(attack(victim, image, label).image, found.image)
+
+
+@pytest.fixture
+def crafting(tmp_path, monkeypatch):
+    """A surrogate's checkpoint, and the list of times it was loaded: once for every crafting."""
+    config = baseline_unet(channels=[8, 16], strides=[2])
+    path = save_checkpoint(tmp_path / "other.pt", build_network(config), VictimConfig(config, roi_size=[16, 16, 16]))
+    loaded = []
+
+    def load(*arguments, **options):
+        loaded.append(arguments)
+        time.sleep(0.05)
+        return load_victim(*arguments, **options)
+
+    monkeypatch.setattr(black_box, "load_victim", load)
+    return path, loaded
+
+
+def crafted_on(path, memory, victim=None, image=None, label=None, generator=None, eps=(0.1, 0.3), call=None, **options):
+    call = call or {}
+    made = attacks.create("transfer", 0.1, **{"surrogate": str(path), "attack": {"name": "pgd", "steps": 2}, **options})
+    made.memory = memory
+    victim = Victim(smooth_network(dtype=torch.float32)) if victim is None else victim
+    image = make_image(1, dtype=torch.float32) if image is None else image
+    label = make_label(victim.head, 1) if label is None else label
+    return made.curve(victim, image, label, list(eps), generator=generator, **call)
+
+
+def test_an_image_is_crafted_once_for_all_victims(crafting):
+    path, loaded = crafting
+    victims = [Victim(smooth_network(seed=seed, dtype=torch.float32)) for seed in (1, 2)]
+    numbers = [torch.Generator().manual_seed(4) for _ in range(4)]
+    alone = [crafted_on(path, None, victim, generator=g) for victim, g in zip(victims, numbers)]
+    memory = {}
+    shared = [crafted_on(path, memory, victim, generator=g) for victim, g in zip(victims, numbers[2:])]
+    assert (len(loaded), len(memory)) == (3, 2)
+    assert not torch.equal(alone[0][1].score, alone[1][1].score)
+    for one, other in zip([r for run in alone for r in run], [r for run in shared for r in run]):
+        for name in ("image", "perturbation", "prediction", "label", "success", "score", "clean_score", "best_step"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert one.details == other.details
+        assert (one.cost.forwards, one.cost.backwards) == (other.cost.forwards, other.cost.backwards)
+    assert torch.equal(numbers[0].get_state(), numbers[3].get_state())
+    # its seconds are told for every victim: the surrogate's loading took a twentieth of one
+    assert all(run[0].cost.seconds >= 0.05 for run in shared)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attack": {"name": "pgd", "steps": 3}},
+        {"units": "absolute"},
+        {"bounds": None},
+        {"channels": (0, 1)},
+        {"eps": (0.2,)},
+        {"victim": Victim(smooth_network(classes=3, dtype=torch.float32), head="sigmoid")},
+        {"image": 2 * make_image(1, dtype=torch.float32)},
+        {"call": {"support": make_image(1)[:, :1] > 0}},
+        {"call": {"weight": (make_image(1)[:, :1] > 0).float()}},
+        {"call": {"spacing": (2.0, 1.0, 1.0)}},
+        {"call": {"affine": torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0]))}},
+        {"label": make_label("softmax", 1, seed=7)},
+        {"generator": torch.Generator().manual_seed(3)},
+        {"target": "background"},
+        {"label_source": "prediction"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_nothing_that_matters_to_it_is_confused(crafting, change):
+    path, loaded = crafting
+    memory = {}
+    crafted_on(path, memory, eps=(0.1,))
+    with_memory = crafted_on(path, memory, **{"eps": (0.1,), **change})
+    assert (len(loaded), len(memory)) == (2, 2)
+    if isinstance(change.get("generator"), torch.Generator):
+        change["generator"].manual_seed(3)
+    assert torch.equal(with_memory[0].image, crafted_on(path, None, **{"eps": (0.1,), **change})[0].image)
+
+
+def test_another_surrogate_under_the_same_name_is_not_confused(crafting):
+    path, loaded = crafting
+    memory = {}
+    first = crafted_on(path, memory)
+    config = baseline_unet(channels=[8, 16], strides=[2])
+    torch.manual_seed(5)
+    save_checkpoint(path, build_network(config), VictimConfig(config, roi_size=[16, 16, 16]))
+    assert not torch.equal(crafted_on(path, memory)[0].image, first[0].image)
+    assert len(loaded) == 2
+
+
+def test_a_surrogate_that_is_no_file_is_not_remembered(crafting):
+    surrogate, memory = Victim(smooth_network(seed=3, dtype=torch.float32)), {}
+    crafted_on(None, memory, surrogate=surrogate)
+    crafted_on(crafting[0], memory, attack={"name": "transfer", "surrogate": surrogate})
+    assert not memory
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,42 @@ def test_smoothing_goes_with_other_defenses_and_remembers_the_victim() -> None:
     assert torch.equal(blind.image, attacks.create("fgsm", eps=0.2)(victim, image, label).image)
 
 
+@pytest.mark.parametrize("samples", [1, 4, 7])
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_logits_of_the_vote_say_what_it_says_and_how_clearly(head: str, samples: int) -> None:
+    victim, image = varied(head), make_image(2)
+    random = smoothed(victim, 1.0, samples=samples, seed=3)
+    logits, vote = random.predict_logits(image), random.predict(image)
+    assert torch.equal(victim.head.predict(logits), vote)
+    # the passes of the vote, counted by hand
+    passes = smoothed(victim, 1.0, seed=4)
+    seen = [victim.head.encode(victim.head.predict(z), z) for z in (passes(image) for _ in range(samples))]
+    counts = torch.stack(seen).sum(0)
+    both = counts.sum(1, keepdim=True) if head == "softmax" else torch.full_like(counts, samples)
+    sides = logits.shape[1] if head == "softmax" else 2
+    expected = (counts + 0.5) / (both + sides / 2)
+    torch.testing.assert_close(victim.head.probabilities(logits).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_random_says_so_and_is_seeded() -> None:
+    victim, image = varied(), make_image(1)
+    label = victim.predict(image)
+    filtered = purified(victim, Purify("median"))
+    assert not any(v.random for v in (victim, filtered, filtered.resampled((1, 1, 1), (2, 2, 2))))
+    for random in (smoothed(victim, 0.4), smoothed(filtered, 0.4), purified(smoothed(victim, 0.4), Purify("median"))):
+        assert random.random
+        assert random.resampled((1, 1, 1), (2, 2, 2)).random
+        random.reseed(5)
+        first = random(image)
+        assert not torch.equal(random(image), first)
+        random.reseed(5)
+        assert torch.equal(random(image), first)
+    random = smoothed(victim, 1.5, samples=15)
+    result = attacks.create("ifgsm", eps=0.3, steps=2)(random, image, label)
+    assert torch.equal(result.predicted_by(random), random.predict(result.image))
+    assert not torch.equal(result.predicted_by(random), result.prediction)
+
+
 def test_windows_without_support_are_skipped_under_noise_too() -> None:
     image, support = make_image(1), torch.zeros(1, 4, 4, 5, 6, dtype=torch.bool)
     support[:, :, 1, 1, 1] = True

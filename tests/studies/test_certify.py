@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from builders import case_file, make_case, make_cohort
 from cli_caller import call
 
@@ -19,7 +21,7 @@ from monai_adv.errors import ConfigError
 from monai_adv.studies import cases
 from monai_adv.studies.certify import certify_files
 from monai_adv.studies.config import DataConfig
-from monai_adv.victims import load_victim
+from monai_adv.victims import Victim, load_victim, read_checkpoint, save_checkpoint
 
 OPTIONS = {"sigma": 0.5, "samples": 60, "draws0": 10, "batch": 20}
 OBLIQUE = np.array([[-1.9, 0.2, 0.1, 20], [0.2, -0.95, 0.3, 30], [0.1, -0.28, 1.4, -5], [0, 0, 0, 1]])
@@ -68,6 +70,65 @@ def test_files_hold_the_certificate_on_the_scans_own_grid(tmp_path: Path, checkp
     assert (content["sigma"], content["samples"], content["seed"]) == (0.5, 60, 3)
     assert content["tests"] == case.classes.numel()
     assert len(content["files"]) == 2
+
+
+def at_coarser_voxels(checkpoint: Path, path: Path, spacing: list[float] | None) -> Path:
+    """The same network, said to be trained at a spacing."""
+    victim, config = load_victim(checkpoint), read_checkpoint(checkpoint)[1]
+    return save_checkpoint(path, victim.network, dataclasses.replace(config, spacing=spacing))
+
+
+def test_a_network_of_coarser_voxels_is_certified_on_the_files_grid(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = "BraTS2021_00000"
+    make_case(tmp_path / "data", subject, affine=OBLIQUE, shape=(16, 20, 14))
+    coarse = at_coarser_voxels(checkpoint, tmp_path / "coarse.pt", [2.0, 2.0, 2.0])
+    (item,) = brats_datalist(tmp_path / "data")
+    case, victim = cases.load(item, DataConfig(root=tmp_path)), load_victim(coarse)
+    arguments = [str(tmp_path / "data"), "--sigma", "0.5", "-o", str(tmp_path / "out"), "--checkpoint", str(coarse),
+                 "--samples", "60", "--draws0", "10", "--batch", "20", "--seed", "3", "--resample"]  # fmt: skip
+    assert call(monkeypatch, "certify", *arguments) == 0
+    folder, source = tmp_path / "out" / subject, nib.load(case_file(tmp_path / "data", subject, "T1"))
+    for name in ("segmentation", "abstention"):
+        image = nib.load(folder / f"{subject}_certified_{name}.nii.gz")
+        assert image.shape == source.shape
+        np.testing.assert_allclose(image.affine, source.affine, atol=1e-6)
+    # noise on the file's grid, then linear interpolation there and back around the network, by torch alone
+    coarser = [round(n * s / 2) for n, s in zip(case.image.shape[2:], case.spacing)]
+    assert coarser != list(case.image.shape[2:])
+
+    def there_and_back(data: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        small = F.interpolate(data, size=coarser, mode="trilinear", align_corners=False)
+        logits = victim.inferer(small, network)
+        return F.interpolate(logits, size=data.shape[2:], mode="trilinear", align_corners=False)
+
+    by_hand = Victim(victim.network, there_and_back, victim.head, victim.preprocessing)
+    found = certify(by_hand, case.image, generator=torch.Generator().manual_seed(3), **OPTIONS)
+    written = voxels(folder / f"{subject}_certified_segmentation.nii.gz")
+    assert np.array_equal(written, case.restore(found.segmentation()[0])[0].numpy())
+    assert len(np.unique(written)) > 2
+    content = json.loads((folder / f"{subject}_certificate.json").read_text())
+    assert content["resampled"] is True
+    assert "the file's own grid" in content["claim"]
+    # the other setting is another row, and another certificate
+    (plain,) = certify_files(tmp_path / "data", coarse, tmp_path / "out", seed=3, **OPTIONS)
+    assert not torch.equal(plain.certificate.segmentation(), found.segmentation())
+    assert pd.read_csv(tmp_path / "out" / "records.csv")["resampled"].tolist() == [False] * 3 + [True] * 3
+    unknown = at_coarser_voxels(checkpoint, tmp_path / "unknown.pt", None)
+    (done,) = certify_files(tmp_path / "data", unknown, tmp_path / "out", resample=True, **OPTIONS)
+    assert "does not say at which spacing" in str(done.error)
+
+
+def test_a_table_of_before_is_continued(tmp_path: Path, checkpoint: Path) -> None:
+    make_cohort(tmp_path / "data", 1)
+    (first,) = certify_files(tmp_path / "data", checkpoint, tmp_path / "out", **OPTIONS)
+    path = tmp_path / "out" / "records.csv"
+    before = pd.read_csv(path).drop(columns="resampled")
+    before.to_csv(path, index=False)
+    (again,) = certify_files(tmp_path / "data", checkpoint, tmp_path / "out", **OPTIONS)
+    assert (first.error, again.error) == (None, None)
+    assert len(pd.read_csv(path)) == 3
 
 
 def test_the_table_keeps_other_settings_and_replaces_equal_ones(tmp_path: Path, checkpoint: Path) -> None:

@@ -99,6 +99,36 @@ def test_the_published_claims_and_what_adaptive_attacks_do_to_them():
     assert (table["p_holm"] >= table["p"]).all()
 
 
+def test_every_claim_is_a_family_of_its_own():
+    """Holm by hand within a claim: sorted p times (m, m - 1, ...), never falling, at most 1."""
+    found = records(DICE)
+    # one subject the other way round: a p-value that the size of the family decides about
+    worst = (found["victim"] == "student") & (found["attack"] == "ifgsm") & (found["subject"] == "s0")
+    found.loc[worst, "dice"] = 0.2
+    table = published_claims(found, KINDS, ATTACKS)
+    keeps = "distillation keeps more Dice than adversarial training, "
+    sizes = table.groupby("claim").size().to_dict()
+    assert sizes == {
+        "attacks lower Dice": 3, "a defense stays below the clean Dice": 6,
+        keeps + "plain cross entropy": 1, keeps + "logit margin": 1, keeps + "transferred": 1,
+    }  # fmt: skip
+    for claim, rows in table.groupby("claim"):
+        assert (rows["tests"] == sizes[claim]).all()
+        left, largest = len(rows), 0.0
+        for row in rows.sort_values("p", kind="stable").to_dict("records"):
+            largest = min(1.0, max(largest, left * row["p"]))
+            assert row["p_holm"] == pytest.approx(largest, rel=1e-12)
+            left -= 1
+    alone = table.set_index("claim").loc[keeps + "plain cross entropy"]
+    # eight pairs, one of them the other way round with the largest difference: ranks 1 to 7 of 36, and p is the share
+    # of the 256 sign patterns whose negative ranks add up to 8 or less (subsets of {1..8}: 1, 1, 1, 2, 2, 3, 4, 5, 6)
+    assert alone["p"] == pytest.approx(25 / 256, rel=1e-12)
+    assert alone["p_holm"] == alone["p"]
+    six = table[table["claim"] == "a defense stays below the clean Dice"]
+    assert six["p"].min() == pytest.approx(1 / 256)
+    assert six["p_holm"].min() == pytest.approx(6 / 256)
+
+
 def test_few_subjects_claim_nothing():
     table = published_claims(records(DICE, subjects=5), KINDS, ATTACKS)
     assert table["p"].isna().all()

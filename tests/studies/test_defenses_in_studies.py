@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from monai_adv.attacks import black_box
 from monai_adv.defenses import DefendedVictim, SmoothedVictim
 from monai_adv.errors import ConfigError
 from monai_adv.studies import run_study
@@ -18,6 +20,8 @@ from monai_adv.studies.defended import TAG, Declared
 from monai_adv.studies.records import read_records
 from monai_adv.studies.units import read_json
 from monai_adv.studies.victims import defense_kind, load_entry
+from monai_adv.studies.volumes import load_volumes
+from monai_adv.victims import load_victim, mean_dice
 from monai_adv.visualize.study_report import write_study_report
 
 
@@ -107,6 +111,51 @@ def test_a_smoothed_victim_is_scored_by_its_vote_and_repeatably(defended, tmp_pa
     victim = load_entry(study_from(defended).victims[0], "cpu")[0]
     image = torch.rand(1, 4, 8, 8, 8)
     assert torch.equal(victim.predict(image), victim.predict(image))
+
+
+def test_what_is_scored_and_drawn_is_the_vote(defended):
+    defended["victims"] = defended["victims"][2:]
+    defended["attacks"] = defended["attacks"][:1]
+    study = study_from(defended)
+    result = run_study(study)
+    victim = load_entry(study.victims[0], "cpu")[0]
+    table = read_records(result.folder)
+    (subject,) = (path.name for path in (result.folder / "volumes").iterdir())
+    for path in sorted((result.folder / "volumes" / subject).glob("*.npz")):
+        volumes = load_volumes(path)
+        attack = "clean" if "clean" in path.name else "I-FGSM"
+        image = torch.from_numpy(volumes["image"])[None]
+        vote = victim.predict(image)
+        assert np.array_equal(vote[0, 0].numpy(), volumes["prediction"])
+        assert not torch.equal(vote, victim.denoised.predict(image))
+        dice = mean_dice(vote, torch.from_numpy(volumes["truth"]).long()[None, None], victim.head)
+        rows = table[(table["subject"] == subject) & (table["attack"] == attack)]
+        assert rows["dice"].mean() == pytest.approx(float(dice), abs=1e-9)
+
+
+def test_a_transferred_image_is_crafted_once_per_subject(defended, checkpoint, tmp_path, monkeypatch):
+    """The same records, to the last bit, as of a study of each victim alone, where nothing can be shared."""
+    defended["attacks"] = defended["attacks"][1:]
+    defended["budgets"]["eps"] = [0.2, 0.5]
+    defended["data"]["subjects"] = ["BraTS2021_00000", "BraTS2021_00001"]
+    loaded = []
+
+    def load(path, *arguments, **options):
+        loaded.append(path)
+        return load_victim(path, *arguments, **options)
+
+    monkeypatch.setattr(black_box, "load_victim", load)
+    together = read_records(run_study(study_from(defended)).folder)
+    assert len(loaded) == 2  # once per subject, and not per victim
+    alone = []
+    for victim in defended["victims"]:
+        only = {**defended, "victims": [victim], "output": str(tmp_path / victim["name"])}
+        alone.append(read_records(run_study(study_from(only)).folder))
+    keys = ["subject", "victim", "attack", "eps", "region"]
+    columns = together.columns.drop("seconds")
+    expected = pd.concat(alone).sort_values(keys, kind="stable")[columns].reset_index(drop=True)
+    assert (together["method"] == "transfer").sum() == 2 * 3 * 2 * 3
+    pd.testing.assert_frame_equal(together[columns], expected, check_exact=True)
 
 
 def test_a_study_without_defenses_has_no_defense_table(content):

@@ -13,9 +13,13 @@ from builders import LPS, case_file, make_case, make_cohort, rewrite
 from readers import with_itk, with_nibabel, with_simpleitk
 from scipy.spatial.transform import Rotation
 
-from monai_adv.errors import ConfigError
+from monai_adv.data import brats_datalist
+from monai_adv.defenses import smoothed
+from monai_adv.errors import ConfigError, WriteError
+from monai_adv.studies import cases, export
 from monai_adv.studies.export import SUFFIX, attack_files
 from monai_adv.studies.records import read_records
+from monai_adv.victims import load_victim, mean_dice
 
 SUBJECT = "BraTS2021_00000"
 SPEC = {"name": "ifgsm", "eps": 0.5, "steps": 3}
@@ -169,3 +173,32 @@ def test_budgets_of_the_modalities_reach_the_files(tmp_path, checkpoint):
         for m, e in SUFFIX.items()
     }
     assert largest == {"T1": 0, "T1c": 40, "T2": 10, "FLAIR": 0}
+
+
+def test_a_random_victim_is_scored_by_what_it_deploys(tmp_path, checkpoint, monkeypatch):
+    make_cohort(tmp_path / "data", 2)
+    victim = smoothed(load_victim(checkpoint), 0.6, samples=7)
+    monkeypatch.setattr(export, "load_victim", lambda *arguments: victim)
+    alone, after_another = (
+        {done.subject: done for done in run(folder, checkpoint, store="float32", subjects=subjects)}["BraTS2021_00001"]
+        for folder, subjects in ((tmp_path, ["BraTS2021_00001"]), (tmp_path, None))
+    )
+    assert alone.dice == after_another.dice  # whatever was drawn before
+    folder = tmp_path / "out" / "BraTS2021_00001"
+    (item,) = (i for i in brats_datalist(tmp_path / "data") if i["subject"] == "BraTS2021_00001")
+    names = [str(folder / f"BraTS2021_00001_{ending}.nii.gz") for ending in SUFFIX.values()]
+    case = cases.load({**item, "image": names}, export.CONFIG)
+    vote = victim.predict(case.image, case.affine)
+    written = voxels(folder / "BraTS2021_00001_adversarial_prediction.nii.gz")
+    assert np.array_equal(written, case.restore(vote[0])[0].numpy())
+    table = read_records(tmp_path / "out")
+    mine = table[(table["subject"] == "BraTS2021_00001") & (table["attack"] == "ifgsm")]
+    expected = mean_dice(vote, victim.head.label_from_classes(case.classes), victim.head)
+    assert mine["dice"].mean() == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_nowhere_to_write_ends_the_command_and_is_no_subjects_fault(tmp_path, checkpoint):
+    make_cohort(tmp_path / "data", 2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="cannot write"):
+        list(attack_files(tmp_path / "data", checkpoint, tmp_path / "file" / "out", SPEC))

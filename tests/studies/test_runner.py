@@ -158,8 +158,8 @@ def test_one_failed_unit_is_a_missing_pair_and_not_the_end_of_the_tables(
 ) -> None:
     compute = runner._compute
 
-    def stumble(study: Any, victim: Any, case: Any, units: Any, items: Any) -> Any:
-        for number, done in enumerate(compute(study, victim, case, units, items)):
+    def stumble(study: Any, victim: Any, case: Any, units: Any, *others: Any) -> Any:
+        for number, done in enumerate(compute(study, victim, case, units, *others)):
             if number == 1 and case.subject == "BraTS2021_00001" and units[0].identity["attack"] == "fgsm":
                 raise ValueError("something unforeseen")
             yield done

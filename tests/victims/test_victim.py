@@ -345,3 +345,41 @@ def test_its_name_shows():
     text = repr(Victim(smooth_network(), name="distilled", head="sigmoid"))
     assert "distilled" in text
     assert "sigmoid" in text
+
+
+def test_a_victim_is_deterministic_unless_its_preprocessing_says_otherwise():
+    class Drawn:
+        random = True
+
+        def __init__(self) -> None:
+            self.generator = torch.Generator().manual_seed(0)
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+
+        def reseed(self, seed: int) -> None:
+            self.generator.manual_seed(seed)
+
+    image = make_image(1)
+    plain, drawn = make_victim("windows"), Victim(smooth_network(), preprocessing=Drawn())
+    assert (plain.random, drawn.random) == (False, True)
+    before = plain(image)
+    plain.reseed(3)
+    assert torch.equal(plain(image), before)
+    drawn.reseed(3)
+    first = drawn(image)
+    assert not torch.equal(drawn(image), first)
+    drawn.reseed(3)
+    assert torch.equal(drawn(image), first)
+
+
+def test_a_result_asks_only_a_random_victim_again():
+    image, label = make_image(2), torch.zeros(2, 1, *SHAPES[3], dtype=torch.long)
+    victim = make_victim("smooth")
+    result = attacks.create("fgsm", eps=0.2)(victim, image, label)
+
+    def never(image: torch.Tensor, affine: torch.Tensor | None = None) -> torch.Tensor:
+        raise AssertionError("another pass")
+
+    victim.predict = never
+    assert result.predicted_by(victim) is result.prediction
