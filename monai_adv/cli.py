@@ -15,7 +15,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from monai_adv import __version__, cli_ablation, cli_attacks, cli_bundle, cli_certify, cli_convert, cli_universal
+from monai_adv import (
+    __version__,
+    cli_ablation,
+    cli_attacks,
+    cli_bundle,
+    cli_certify,
+    cli_convert,
+    cli_synthesis,
+    cli_train,
+    cli_universal,
+)
 from monai_adv.errors import ConfigError, MonaiAdvError
 
 if TYPE_CHECKING:
@@ -126,60 +136,6 @@ def check(
     if not report.ok:
         raise typer.Exit(1)
     out.print("no errors")
-
-
-@app.command()
-def train(
-    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("victim.pt"),
-    hold_out: Annotated[
-        int, typer.Option(min=0, help="Leave out every n-th subject by name, from the first; 0 uses all.")
-    ] = 5,
-    head: Annotated[str, typer.Option(help="softmax (4 classes) or sigmoid (TC, WT, ET).")] = "softmax",
-    channels: Annotated[str | None, typer.Option(help="Channels of the U-Net's levels; 16,32,64,128.")] = None,
-    res_units: Annotated[int | None, typer.Option(min=0, help="Residual units per level; 0.")] = None,
-    patch: Annotated[int, typer.Option(min=16, help="Side of patches and of the sliding window, in voxels.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Patches per step.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4000,
-    minutes: Annotated[float | None, typer.Option(help="Stop by the clock if steps are left.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Seed of weights, patches and augmentation.")] = 0,
-    half: Annotated[bool, typer.Option(help="Store the weights in 16 bits.")] = False,
-    method: Annotated[
-        str | None,
-        typer.Option(help="noise, fgsm_at, pgd_at, free, trades, vafa_at, distillation, offline; plain if left out."),
-    ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the method as key=value (YAML value).")] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint whose network is trained further.")] = None,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
-) -> None:
-    """Train the baseline 3D U-Net, plainly or robustly, and report its Dice on the subjects left out.
-
-    Budgets of the online methods are in standard deviations of the brain. Example: monai-adv train BraTS2021 -o at.pt
-    --init unet.pt --method pgd_at --option eps=0.1 --option steps=3 --minutes 25
-    """
-    from monai_adv.studies.training import train_and_score
-
-    if option and method is None:
-        raise ConfigError("--option belongs to a --method")
-    network: dict[str, Any] = {}  # of the checkpoint, if there is one
-    if init is None or channels is not None or res_units is not None:
-        widths = [int(c) for c in (channels or "16,32,64,128").split(",")]
-        network = {"channels": widths, "strides": [2] * (len(widths) - 1), "num_res_units": res_units or 0}
-    recipe = {
-        "head": head, "network": network, "patch": (patch,) * 3, "batch": batch, "steps": steps, "minutes": minutes,
-        "learning_rate": learning_rate, "seed": seed, "half": half, "init": None if init is None else str(init),
-        "method": None if method is None else {"name": method, **cli_attacks.parse_options(option)},
-    }  # fmt: skip
-    with _bar("training") as update:
-        table, problems = train_and_score(
-            root, output, recipe, hold_out=hold_out, scheme=scheme, command=_command(),
-            on_step=lambda done, loss: update(done, f"loss {loss:.3f}"),
-        )  # fmt: skip
-    if table is not None:
-        _print_frame(table, "Dice of the subjects left out")
-    out.print(f"checkpoint: {output}")
-    _complain(problems)
 
 
 @app.command()
@@ -301,6 +257,8 @@ cli_bundle.register(app)
 cli_ablation.register(app)
 cli_certify.register(app)
 cli_convert.register(app)
+cli_synthesis.register(app)
+cli_train.register(app)
 cli_universal.register(app)
 
 
@@ -365,7 +323,7 @@ def _print_analysis(analysis: Any) -> None:
         mean = analysis.defenses[analysis.defenses["region"] == "mean"].drop(columns="region")
         _print_frame(mean, "mean Dice over regions, defense x attack")
     if not analysis.claims.empty:
-        _print_frame(analysis.claims, "published claims (Liu et al. 2019), one-sided, Holm over the rows")
+        _print_frame(analysis.claims, "published claims (Liu et al. 2019), one-sided, Holm within each claim")
     if not analysis.ordering.empty:
         _print_frame(analysis.ordering, "expected order, one-sided, Holm over the rows")
 

@@ -12,8 +12,10 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from monai_adv.engines import RobustTrainer
+from monai_adv.networks import SynthesisGenerator
 
 CPU = torch.device("cpu")
+PUSH = 2.0  # bias of a head of a constant generator: its field is tanh(2) everywhere
 
 
 def network(dims: int = 3, norm: str = "batch", seed: int = 0) -> nn.Module:
@@ -43,6 +45,20 @@ def batches(
             label = torch.rand(size, 4, *[8] * dims, generator=generator) < 0.3
         found.append({"image": image, "label": label})
     return found
+
+
+def constant_generator(dims: int = 2, *, spacing: bool = True, **effect: Any) -> SynthesisGenerator:
+    """A generator whose fields are constant: what it does can be said in closed form, whatever image and code."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = SynthesisGenerator(dims, 4, (4, 4, 4), latent=2, effect=effect)
+    with torch.no_grad():
+        for head in made.heads.values():
+            head.conv.weight.zero_()  # type: ignore[union-attr, operator]
+            head.conv.bias.fill_(PUSH)  # type: ignore[union-attr, operator]
+    if spacing:
+        made.training_info = {"spacing": [1.0] * dims}
+    return made.eval()
 
 
 def entropy(head: str = "softmax") -> Callable[[Tensor, Tensor], Tensor]:

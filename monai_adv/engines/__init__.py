@@ -7,10 +7,13 @@ from monai_adv.engines.robust import (
     DistillationIteration,
     FreeIteration,
     RobustTrainer,
+    SynthesisIteration,
     TradesIteration,
     VAFTIteration,
     create_method,
 )
+from monai_adv.engines.synthesis import SynthesisTrainer, loss_terms
+from monai_adv.engines.synthesis_training import SynthesisConfig, SynthesisPreview, train_synthesis
 from monai_adv.engines.training import TrainConfig, train
 
 __all__ = [
@@ -22,9 +25,15 @@ __all__ = [
     "DistillationIteration",
     "FreeIteration",
     "RobustTrainer",
+    "SynthesisConfig",
+    "SynthesisIteration",
+    "SynthesisPreview",
+    "SynthesisTrainer",
     "TradesIteration",
     "TrainConfig",
     "VAFTIteration",
     "create_method",
+    "loss_terms",
     "train",
+    "train_synthesis",
 ]

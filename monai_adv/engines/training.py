@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from monai.transforms import (
     RandShiftIntensityd,
     SelectItemsd,
     SpatialPadd,
+    SqueezeDimd,
 )
 from monai.utils import CommonKeys
 from torch import Tensor, nn
@@ -43,20 +45,27 @@ from monai_adv.engines.robust import RobustTrainer, create_method
 from monai_adv.engines.robust.distillation import TEMPERATURE, scale_logits
 from monai_adv.engines.robust.step import SUPPORT
 from monai_adv.errors import ConfigError, NonFiniteError
-from monai_adv.networks import baseline_unet, build_network
-from monai_adv.transforms import NormalizeNonzerod
+from monai_adv.networks import build_network, spatial_dims, trainable_network
+from monai_adv.transforms import NormalizeNonzerod, NormalizeNonzeroSlices
 from monai_adv.victims import Head, Victim, VictimConfig, build_victim, read_checkpoint, save_checkpoint
 from monai_adv.victims.checkpoint import file_hash
+
+# by the axes of a patch: how a trained network is deployed
+_PREPROCESSING = {2: "zscore_nonzero_slices", 3: "zscore_nonzero"}
+_WINDOWS = {2: 16, 3: 2}
 
 
 @dataclass
 class TrainConfig:
-    """The recipe of a baseline victim, as plain data.
+    """The recipe of a victim, as plain data.
 
     Args:
         head: "softmax" (4 classes) or "sigmoid" (TC, WT, ET).
-        network: changes to the baseline U-Net's arguments.
-        patch: patch and sliding window size in voxels.
+        network: changes to the baseline U-Net's arguments, or another network of
+            :data:`monai_adv.networks.NETWORKS`, ``{"name": "SegResNet", "init_filters": 8}``, with its own arguments;
+            channels, axes and a fixed input size are filled in.
+        patch: patch and sliding window size in voxels. Two sides train a 2D network, on axial slices of the volumes,
+            every slice z-scored for itself.
         batch: patches per step, drawn from ``batch // per_subject`` subjects.
         per_subject: patches drawn from each subject.
         steps: optimiser steps.
@@ -78,7 +87,7 @@ class TrainConfig:
 
     head: str = "softmax"
     network: dict[str, Any] = field(default_factory=dict)
-    patch: tuple[int, int, int] = (64, 64, 64)
+    patch: tuple[int, ...] = (64, 64, 64)
     batch: int = 2
     per_subject: int = 1
     steps: int = 1000
@@ -95,7 +104,10 @@ class TrainConfig:
 
 def training_transforms(config: TrainConfig) -> Compose:
     """Deterministic transforms (which ``CacheDataset`` computes once) followed by the random ones."""
-    head = Head(config.head)
+    head, dims = Head(config.head), len(config.patch)
+    flat = dims == 2
+    # a slice is a volume of depth one until it is cut
+    size = (*config.patch, 1) if flat else config.patch
     both = ("image", "label")
     # what a method may perturb, from before the augmentation, which leaves no background of exact zeros
     support: list[Any] = []
@@ -107,9 +119,10 @@ def training_transforms(config: TrainConfig) -> Compose:
             LoadCased(),
             Orientationd(both, axcodes="RAS", labels=None),
             CropForegroundd(both, source_key="image", margin=4, allow_smaller=True),
-            NormalizeNonzerod("image"),
-            SpatialPadd(both, spatial_size=config.patch),
+            *([] if flat else [NormalizeNonzerod("image")]),
+            SpatialPadd(both, spatial_size=size),
             EnsureTyped(both, track_meta=False),
+            *([Lambdad("image", _normalized_slices)] if flat else []),
             *support,
             FgBgToIndicesd("label", image_key="image"),  # once, not at every draw
             RandCropByPosNegLabeld(
@@ -117,12 +130,13 @@ def training_transforms(config: TrainConfig) -> Compose:
                 label_key="label",
                 fg_indices_key="label_fg_indices",
                 bg_indices_key="label_bg_indices",
-                spatial_size=config.patch,
+                spatial_size=size,
                 pos=config.foreground,
                 neg=1 - config.foreground,
                 num_samples=config.per_subject,
             ),
-            *(RandFlipd(kept, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            *([SqueezeDimd(kept, dim=-1)] if flat else []),
+            *(RandFlipd(kept, prob=0.5, spatial_axis=axis) for axis in range(dims)),
             RandScaleIntensityd("image", factors=0.15, prob=0.5, channel_wise=True),
             RandShiftIntensityd("image", offsets=0.15, prob=0.5, channel_wise=True),
             RandGaussianNoised("image", prob=0.2, std=0.1),
@@ -130,6 +144,11 @@ def training_transforms(config: TrainConfig) -> Compose:
             SelectItemsd(kept),
         ]
     )
+
+
+def _normalized_slices(image: Tensor) -> Tensor:
+    """A volume ``(C, H, W, D)`` with every slice z-scored for itself."""
+    return NormalizeNonzeroSlices()(image[None])[0]
 
 
 def training_loss(head: Head) -> nn.Module:
@@ -167,7 +186,7 @@ def train(
     provenance: dict[str, Any] | None = None,
     on_step: Callable[[float, float], None] | None = None,
 ) -> tuple[Victim, list[float]]:
-    """Train the baseline U-Net on a datalist and write a checkpoint that ``load_victim`` reads.
+    """Train a network on a datalist and write a checkpoint that ``load_victim`` reads.
 
     Args:
         items: datalist with labels.
@@ -181,17 +200,21 @@ def train(
         The victim with the kept weights, and the loss of every step.
 
     Raises:
-        ConfigError: if there is nothing to train on, or batch and per_subject do not fit.
+        ConfigError: if there is nothing to train on, batch and per_subject do not fit, or the network does not turn
+            patches into logits.
     """
     config = config or TrainConfig()
     if not items:
         raise ConfigError("no subject to train on")
     if config.batch % config.per_subject:
         raise ConfigError(f"batch {config.batch} is not a multiple of per_subject {config.per_subject}")
+    if len(config.patch) not in _WINDOWS:
+        raise ConfigError(f"patch {tuple(config.patch)} must have two sides (slices) or three (volumes)")
     head = Head(config.head)
     method = create_method(config.method, head)
     torch.manual_seed(config.seed)  # weight initialisation has no generator argument in torch
     network, architecture = _network(config)
+    _require_logits(network, architecture, config.patch)
     # Free steps several times on a batch: the steps are counted, and the batches drawn, accordingly
     replays = getattr(method, "steps_per_batch", 1)
     batches = math.ceil(config.steps / replays)
@@ -254,7 +277,9 @@ def train(
     pipeline = VictimConfig(
         network=architecture,
         head=config.head,
+        preprocessing=_PREPROCESSING[len(config.patch)],
         roi_size=list(config.patch),
+        sw_batch_size=_WINDOWS[len(config.patch)],
         spacing=list(spacing) if spacing is not None else None,
         training={
             "recipe": {**asdict(config), "patch": list(config.patch)},
@@ -276,19 +301,25 @@ def _network(config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         ConfigError: the checkpoint's pipeline is not the one that is trained for.
     """
-    wanted = baseline_unet(config.head, **config.network)
+    wanted = trainable_network(config.head, config.patch, **config.network)
     if config.init is None:
         return build_network(wanted), wanted
     network, stored = read_checkpoint(config.init)
+    if spatial_dims(stored.network) != len(config.patch):
+        raise ConfigError(
+            f"{config.init} holds a network of {spatial_dims(stored.network)} axes: patches of {tuple(config.patch)} "
+            "are not for it"
+        )
     if stored.head != config.head:
         raise ConfigError(f"{config.init} has a {stored.head} head: train it with that, not with {config.head}")
     if config.network and json.loads(json.dumps(wanted)) != stored.network:
         raise ConfigError(
             f"{config.init} holds the network {stored.network}: leave the network out to train it further"
         )
-    if stored.preprocessing != "zscore_nonzero":
+    if stored.preprocessing != _PREPROCESSING[len(config.patch)]:
         raise ConfigError(
-            f"{config.init} takes images as they are, but patches are z-scored: it cannot be trained here"
+            f"{config.init} has the preprocessing {stored.preprocessing!r}, but patches have "
+            f"{_PREPROCESSING[len(config.patch)]!r}: it cannot be trained here"
         )
     if config.method is not None and config.method.get("name") == "distillation":
         # the same probabilities at the temperature that is trained at
@@ -297,11 +328,40 @@ def _network(config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
     return network.train(), stored.network
 
 
+def _require_logits(network: nn.Module, architecture: Mapping[str, Any], patch: Sequence[int]) -> None:
+    """Try a patch on a copy, in training mode: what a network gives there, and whether the patch suits it.
+
+    Raises:
+        ConfigError: it gives something else than logits of the patch's size, or cannot take it.
+    """
+    trial = copy.deepcopy(network).train()  # BatchNorm counts what it sees
+    image = torch.zeros(1, architecture.get("in_channels", 4), *patch)
+    name = architecture["name"]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = trial(image)
+    except ImportError as error:
+        raise ConfigError(f"{name} needs a package that is not installed: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"{name} cannot be trained on patches of {tuple(patch)} ({error}): most networks need sides that their "
+            "strides divide and leave more than one voxel of"
+        ) from error
+    if isinstance(logits, (tuple, list, dict)) or logits.dim() != image.dim():
+        raise ConfigError(
+            f"{name} gives more than one tensor of logits in training (deep supervision): switch that off, e.g. "
+            "deep_supervision=False"
+        )
+    if logits.shape[2:] != image.shape[2:]:
+        raise ConfigError(f"{name} turns patches of {tuple(patch)} into logits of {tuple(logits.shape[2:])}")
+
+
 def _recorded(config: TrainConfig) -> dict[str, Any]:
     """The method as plain data, with the hash of what it learns from."""
     method = {"name": "plain"} if config.method is None else dict(config.method)
-    if method.get("teacher") is not None:
-        method["teacher_sha256"] = file_hash(method["teacher"])
+    for source in ("teacher", "generator"):
+        if method.get(source) is not None:
+            method[f"{source}_sha256"] = file_hash(method[source])
     return method
 
 

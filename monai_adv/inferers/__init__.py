@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .convert import differentiable
 from .resampled import ResampledInferer
+from .slices import SlicewiseInferer
 from .sliding_window import GradientSlidingWindowInferer
 
-__all__ = ["GradientSlidingWindowInferer", "ResampledInferer", "differentiable"]
+__all__ = ["GradientSlidingWindowInferer", "ResampledInferer", "SlicewiseInferer", "differentiable"]

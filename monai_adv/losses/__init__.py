@@ -10,6 +10,7 @@ from monai_adv.losses.losses import (
     as_loss,
     logit_margin,
 )
+from monai_adv.losses.region_dice import counted_regions, region_bits, region_dice, region_probabilities
 from monai_adv.losses.target_logits import TargetLogits
 from monai_adv.losses.targets import (
     EDITS,
@@ -52,10 +53,14 @@ __all__ = [
     "Tracked",
     "as_loss",
     "check_target_rule",
+    "counted_regions",
     "hide",
     "logit_margin",
     "make_target",
     "permute",
+    "region_bits",
+    "region_dice",
+    "region_probabilities",
     "target_agreement",
     "tracked",
 ]

@@ -3,7 +3,12 @@
 from monai_adv.transforms.attack import Attackd, RandAttackd
 from monai_adv.transforms.differentiable import DifferentiableCompose, make_differentiable
 from monai_adv.transforms.filters import BitDepth, BitDepthd, FilterImage, FilterImaged
-from monai_adv.transforms.normalize import NormalizeNonzero, NormalizeNonzeroBatch, NormalizeNonzerod
+from monai_adv.transforms.normalize import (
+    NormalizeNonzero,
+    NormalizeNonzeroBatch,
+    NormalizeNonzerod,
+    NormalizeNonzeroSlices,
+)
 from monai_adv.transforms.physics import *  # noqa: F403
 from monai_adv.transforms.physics import __all__ as _physics
 from monai_adv.transforms.straight_through import StraightThrough
@@ -17,6 +22,7 @@ __all__ = [
     "FilterImaged",
     "NormalizeNonzero",
     "NormalizeNonzeroBatch",
+    "NormalizeNonzeroSlices",
     "NormalizeNonzerod",
     "RandAttackd",
     "StraightThrough",

@@ -61,6 +61,29 @@ class NormalizeNonzeroBatch:
         return (image != 0) | support
 
 
+class NormalizeNonzeroSlices(NormalizeNonzeroBatch):
+    """:class:`NormalizeNonzeroBatch` of every slice for itself: what a 2D network sees of a volume or of its slices.
+
+    A volume ``(B, C, H, W, D)`` is normalised slice by slice along its last axis, the axial one of canonical
+    orientation; slices ``(B, C, H, W)`` are the samples they are. So both are the same slices to the network.
+
+    Example:
+        >>> import torch
+        >>> slices = torch.rand(3, 4, 8, 8)
+        >>> volume = slices.movedim(0, -1)[None]
+        >>> torch.equal(NormalizeNonzeroSlices()(volume)[0, ..., 1], NormalizeNonzeroSlices()(slices)[1])
+        True
+    """
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Normalise ``(B, C, H, W)`` or ``(B, C, H, W, D)``."""
+        if image.dim() != 5:
+            return super().__call__(image)
+        data = plain(image)
+        slices = super().__call__(data.movedim(-1, 1).flatten(0, 1))
+        return like(slices.unflatten(0, (len(data), data.shape[-1])).movedim(1, -1), image)
+
+
 class NormalizeNonzero(Transform):
     """Array transform of :class:`NormalizeNonzeroBatch`: one image ``(C, *spatial)``."""
 

@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.inferers import Inferer
+from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from monai_adv import __version__
 from monai_adv.data.files import atomic_file
 from monai_adv.errors import CheckpointError, ConfigError
-from monai_adv.inferers import GradientSlidingWindowInferer
-from monai_adv.networks import build_network
-from monai_adv.transforms import NormalizeNonzeroBatch
+from monai_adv.inferers import GradientSlidingWindowInferer, SlicewiseInferer
+from monai_adv.networks import build_network, spatial_dims
+from monai_adv.transforms import NormalizeNonzeroBatch, NormalizeNonzeroSlices
 from monai_adv.victims.head import Head
-from monai_adv.victims.victim import Victim
+from monai_adv.victims.victim import UNSEEN, Victim
 
 FORMAT = "monai_adv.victim/1"
-PREPROCESSING = ("zscore_nonzero", "none")
+PREPROCESSING = {
+    "zscore_nonzero": NormalizeNonzeroBatch,
+    "zscore_nonzero_slices": NormalizeNonzeroSlices,
+    "none": None,
+}
 
 
 @dataclass
@@ -34,8 +40,9 @@ class VictimConfig:
         head: "softmax" or "sigmoid".
         regions: region names of a sigmoid head in channel order, or ``{name: class indices}`` of a softmax head;
             the BraTS default if None.
-        preprocessing: "zscore_nonzero" (per channel over non-zero voxels) or "none".
-        roi_size: sliding window in voxels.
+        preprocessing: "zscore_nonzero" (per channel over non-zero voxels), "zscore_nonzero_slices" (the same for every
+            slice) or "none".
+        roi_size: sliding window in voxels, one per axis of the network.
         overlap: overlap of windows, in [0, 1).
         mode: blending, "gaussian" or "constant".
         sw_batch_size: windows per forward.
@@ -127,21 +134,45 @@ def build_victim(
     device: str | torch.device = "cpu",
     keep_windows: int | str = "auto",
 ) -> Victim:
-    """The deployed pipeline around a network."""
+    """The deployed pipeline around a network.
+
+    A 2D network takes slices ``(B, C, H, W)``, and volumes ``(B, C, H, W, D)`` slice by slice along the last axis; a
+    slice that is zero everywhere is background (see :class:`monai_adv.inferers.SlicewiseInferer`).
+
+    Raises:
+        CheckpointError: for a preprocessing or a window that this network cannot have.
+    """
     if config.preprocessing not in PREPROCESSING:
-        raise CheckpointError(f"preprocessing {config.preprocessing!r} is unknown: use one of {PREPROCESSING}")
-    inferer = GradientSlidingWindowInferer(
+        raise CheckpointError(
+            f"preprocessing {config.preprocessing!r} is unknown: use one of {', '.join(PREPROCESSING)}"
+        )
+    dims = spatial_dims(config.network)
+    if len(config.roi_size) != dims:
+        raise CheckpointError(f"roi_size {list(config.roi_size)} has not the {dims} axes of the network")
+    fixed = config.network.get("img_size")
+    if fixed is not None and list(config.roi_size) != list(ensure_tuple_rep(fixed, dims)):
+        raise CheckpointError(
+            f"{config.network['name']} was built for images of {fixed}: its windows cannot be {list(config.roi_size)}"
+        )
+    head, normalisation = Head(config.head, config.regions), PREPROCESSING[config.preprocessing]
+    inferer: Inferer = GradientSlidingWindowInferer(
         roi_size=tuple(config.roi_size),
         sw_batch_size=config.sw_batch_size,
         overlap=config.overlap,
         mode=config.mode,
         keep_windows=keep_windows,
     )
+    if dims == 2:
+        channels = config.network.get("out_channels")  # where the class's default counts the network is asked
+        background = None if channels is None else [UNSEEN] * int(channels)
+        if background is not None and head.exclusive:
+            background[0] = 0.0
+        inferer = SlicewiseInferer(inferer, background)
     return Victim(
         network.to(device),
         inferer=inferer,
-        head=Head(config.head, config.regions),
-        preprocessing=NormalizeNonzeroBatch() if config.preprocessing == "zscore_nonzero" else None,
+        head=head,
+        preprocessing=None if normalisation is None else normalisation(),
         name=name,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from robust import batches, network, trainer
+from robust import batches, constant_generator, network, trainer
 from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -21,10 +21,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "free": {"name": "free", "replays": 3},
     "vafa_at": {"name": "vafa_at", "steps": 2, "weight": 0.0},
     "distillation": {"name": "distillation", "temperature": 5},
+    "synthesis": {"name": "synthesis", "share": 1.0, "scale": (1.0, 1.0)},  # of constant fields: the code tells nothing
     "trades": {"name": "trades", "steps": 2},
     "noise": {"name": "noise", "share": 1.0, "budget": "fixed", "bounds": None},
 }
-COMPARED = ("plain", "pgd_at", "free", "vafa_at", "distillation")
+COMPARED = ("plain", "pgd_at", "free", "vafa_at", "distillation", "synthesis")
 OPTIMISER_STEPS = {"free": 6}
 
 
@@ -56,6 +57,8 @@ def train(name: str, rank: int | None = None) -> tuple[nn.Module, list[int], lis
     method = dict(METHODS[name])
     if name == "distillation":
         method["teacher"] = network(2, seed=1)
+    if name == "synthesis":
+        method["generator"] = constant_generator(2)
     images: list[torch.Tensor] = []
     inner.register_forward_pre_hook(lambda m, x: images.append(x[0].detach().clone()) if m.training else None)
     trainer(net, data, method).run()

@@ -12,7 +12,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointLoader, CheckpointSaver, EarlyStopHandler
 from monai.transforms import Compose, RandGaussianNoised
-from robust import CPU, batches, network, same, trainer, watch
+from robust import CPU, batches, constant_generator, network, same, trainer, watch
 
 from monai_adv.engines import METHODS
 from monai_adv.errors import ConfigError
@@ -27,7 +27,8 @@ def test_metadata_and_decollation_survive() -> None:
     for name in METHODS:
         if name == "distillation":
             continue
-        options = {"steps": 2} if name == "vafa_at" else {}
+        needed: dict[str, Any] = {"vafa_at": {"steps": 2}, "synthesis": {"generator": constant_generator(3)}}
+        options = needed.get(name, {})
         engine = trainer(network(), DataLoader(Dataset(items), batch_size=2), {"name": name, **options}, decollate=True)
         engine.run()
         assert [o["image"].shape for o in engine.state.output] == [(4, 8, 8, 8)] * 2
@@ -59,7 +60,7 @@ class _Patches(Dataset):
         super().__init__(items, Compose([RandGaussianNoised("image", prob=0.5, std=0.1)]))
 
 
-@pytest.mark.parametrize("method", ["pgd_at", "free", "trades", "noise"])
+@pytest.mark.parametrize("method", ["pgd_at", "free", "trades", "noise", "synthesis"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(method: str, tmp_path: Path) -> None:
     """Dropout, a shuffled loader, random transforms and the method's own numbers all go on where they stopped."""
 
@@ -67,7 +68,8 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(method: str, tmp_p
         net = network(norm="dropout")
         optimizer = torch.optim.Adam(net.parameters(), 1e-2)
         loader = DataLoader(_Patches(), batch_size=4, shuffle=True)
-        engine = trainer(net, loader, method, optimizer=optimizer, max_epochs=epochs, data_seed=3)
+        options: Any = {"name": method, "generator": constant_generator(3)} if method == "synthesis" else method
+        engine = trainer(net, loader, options, optimizer=optimizer, max_epochs=epochs, data_seed=3)
         kept = {"trainer": engine, "network": net, "optimizer": optimizer}
         for make in handlers:
             make(kept).attach(engine)

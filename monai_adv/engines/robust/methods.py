@@ -12,6 +12,7 @@ from monai_adv.engines.robust.adversarial import AdversarialIteration
 from monai_adv.engines.robust.distillation import DistillationIteration
 from monai_adv.engines.robust.free import FreeIteration
 from monai_adv.engines.robust.paired import TradesIteration, VAFTIteration
+from monai_adv.engines.robust.synthesis import SynthesisIteration
 from monai_adv.errors import ConfigError
 from monai_adv.victims import Head
 
@@ -24,6 +25,7 @@ METHODS: dict[str, str] = {
     "trades": "clean loss + beta KL(clean || adversarial) (Zhang 2019)",
     "vafa_at": "frequency adversarial training, VAFT (Hanif 2023)",
     "distillation": "cross entropy at temperature T against a teacher (Papernot 2016)",
+    "synthesis": "a share of each batch replaced by what a trained generator makes of it (Chen 2019)",
 }
 _EPS = 0.1
 _GIVEN = ("self", "attack", "threat", "head", "iteration_update", "image_key", "label_key", "preprocessing")
@@ -35,9 +37,9 @@ def create_method(method: str | Mapping[str, Any] | None, head: str | Head = "so
 
     Args:
         method: a name of :data:`METHODS`, or ``{"name": ..., **options}``: options of the iteration (share, budget,
-            beta, replays, temperature ...) and of the attack or its threat (eps, norm, units, steps, loss ...). The
-            budget is .1 if left out, in "absolute" units: batches are normalised, so these are standard deviations of
-            the brain.
+            beta, replays, temperature, generator ...) and of the attack or its threat (eps, norm, units, steps, loss
+            ...). The budget is .1 if left out, in "absolute" units: batches are normalised, so these are standard
+            deviations of the brain.
         head: head of the engine's network.
 
     Returns:
@@ -66,6 +68,12 @@ def create_method(method: str | Mapping[str, Any] | None, head: str | Head = "so
         own = _own(DistillationIteration)
         _refuse(name, {k: v for k, v in options.items() if k not in own}, own)
         return DistillationIteration(**options, head=head)
+    if name == "synthesis":
+        own = _own(SynthesisIteration)
+        _refuse(name, {k: v for k, v in options.items() if k not in own}, own)
+        if "generator" not in options:
+            raise ConfigError("method synthesis needs generator: the file of a trained one")
+        return SynthesisIteration(**options)
     if name == "free":
         own, threat = _own(FreeIteration), ("eps", "norm", *THREAT_OPTIONS)
         _refuse(name, {k: v for k, v in options.items() if k not in own + threat}, own + threat)

@@ -42,7 +42,14 @@ from monai_adv.transforms.physics.named_kspace import (
     RandPhysicalRician,
     RandPhysicalRiciand,
 )
+from monai_adv.transforms.physics.named_synthesis import (
+    PhysicalSynthesis,
+    PhysicalSynthesisd,
+    RandPhysicalSynthesis,
+    RandPhysicalSynthesisd,
+)
 from monai_adv.transforms.physics.noise import Rician
+from monai_adv.transforms.physics.synthesis import Synthesis
 from monai_adv.transforms.physics.transforms import (
     PhysicalTransform,
     PhysicalTransformd,
@@ -51,7 +58,8 @@ from monai_adv.transforms.physics.transforms import (
 )
 
 EFFECTS: dict[str, type[Effect]] = {
-    effect.name: effect for effect in (Deformation, Affine, BiasField, Gamma, Motion, Ghosting, Gibbs, Rician)
+    effect.name: effect
+    for effect in (Deformation, Affine, BiasField, Gamma, Motion, Ghosting, Gibbs, Rician, Synthesis)
 }
 
 __all__ = [
@@ -82,6 +90,8 @@ __all__ = [
     "PhysicalMotiond",
     "PhysicalRician",
     "PhysicalRiciand",
+    "PhysicalSynthesis",
+    "PhysicalSynthesisd",
     "PhysicalTransform",
     "PhysicalTransformd",
     "RandPhysicalAffine",
@@ -100,8 +110,11 @@ __all__ = [
     "RandPhysicalMotiond",
     "RandPhysicalRician",
     "RandPhysicalRiciand",
+    "RandPhysicalSynthesis",
+    "RandPhysicalSynthesisd",
     "RandPhysicalTransform",
     "RandPhysicalTransformd",
     "Rician",
+    "Synthesis",
     "jacobian_determinant",
 ]

@@ -62,6 +62,20 @@ class Effect(ABC):
         """Labels, bits or masks ``(B, K, *spatial)`` moved with the image by nearest neighbour."""
         return label
 
+    def fields(
+        self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float], support: Tensor
+    ) -> dict[str, Tensor]:
+        """What the parameters do to every voxel, for files and figures; empty where there is no such picture.
+
+        Args: as :meth:`apply`.
+
+        Returns:
+            Of these, what the effect has: ``displacement`` (B, dims, *spatial) in mm along the image's own axes, where
+            each voxel's value comes from; ``bias`` (B, C, *spatial), what values are multiplied by; ``residual``
+            (B, C, *spatial), what is added, in the image's units.
+        """
+        return {}
+
     def zeros(self, image: Tensor, spacing: Sequence[float]) -> Parameters:
         """Parameters that change nothing."""
         return {k: image.new_zeros((len(image), *shape)) for k, shape in self.shapes(image, spacing).items()}

@@ -42,6 +42,11 @@ class BiasField(Effect):
         field = bspline_field(parameters["log_field"].to(image), self._matrices(image, spacing))
         return torch.where(support, image * field.exp(), image)
 
+    def fields(
+        self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float], support: Tensor
+    ) -> dict[str, Tensor]:
+        return {"bias": self.apply(torch.ones_like(image), parameters, spacing, support)}
+
     def limit(self, magnitude: float) -> float:
         return math.log1p(magnitude)
 

@@ -1,0 +1,114 @@
+"""The command ``monai-adv train-synthesis``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from monai_adv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from monai_adv.engines import SynthesisPreview
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(train_synthesis)
+
+
+def train_synthesis(
+    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
+    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint; a 2D network's is attacked on axial slices.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Generator to write.")] = Path("generator.pt"),
+    hold_out: Annotated[
+        int, typer.Option(min=0, help="Leave out every n-th subject by name, from the first; 0 uses all.")
+    ] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
+    minutes: Annotated[float | None, typer.Option(help="Stop by the clock if steps are left.")] = None,
+    patch: Annotated[int | None, typer.Option(min=16, help="Side of the crops in voxels; 64, or 128 in 2D.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, crops, drops and codes.")] = 0,
+    critic: Annotated[bool, typer.Option("--critic/--no-critic", help="A critic for realism.")] = True,
+    max_mm: Annotated[float | None, typer.Option(help="Limit of the deformation in mm; 0 for none.")] = None,
+    max_bias: Annotated[float | None, typer.Option(help="Limit of the bias field, relative; 0 for none.")] = None,
+    max_residual: Annotated[float | None, typer.Option(help="Limit of the residual in std; 0 for none.")] = None,
+    log_dir: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="File of the training's state; if it exists, the training goes on from it.")
+    ] = None,
+    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+) -> None:
+    """Train a generator of synthetic examples whose Dice is lower by the amount one asks for.
+
+    After every epoch the checkpoint is written, and a picture of one crop to <output>_epochs. Example: monai-adv
+    train-synthesis BraTS2021 --checkpoint unet.pt -o generator.pt --minutes 30
+    """
+    from monai_adv import cli
+    from monai_adv.engines import SynthesisConfig
+    from monai_adv.engines import train_synthesis as train
+    from monai_adv.studies.cases import select
+
+    limits = {"max_mm": max_mm, "max_bias": max_bias, "max_residual": max_residual}
+    _, items, errors = select(root, scheme)
+    held = items[::hold_out] if hold_out else []
+    kept = [item for item in items if item not in held]
+    if not kept:
+        raise ConfigError(f"nothing to train on in {root}: {len(held)} subjects held out")
+    config = SynthesisConfig(
+        batch=batch, steps=steps, minutes=minutes, seed=seed, weights={} if critic else {"critic": 0.0},
+        effect={name: limit for name, limit in limits.items() if limit is not None},
+        patch=None if patch is None else (patch,) * _dims(checkpoint),
+    )  # fmt: skip
+    folder = output.with_name(f"{output.stem}_epochs")
+    with cli._bar("training") as update:
+
+        def on_step(done: float, terms: dict[str, float]) -> None:
+            update(done, f"drop {terms['drop_reached']:.2f} of {terms['drop_asked']:.2f}, loss {terms['loss']:.3f}")
+
+        generator, _ = train(
+            kept, checkpoint, output, config, state=state, log_dir=log_dir, on_step=on_step,
+            preview=lambda shown: _picture(shown, folder),
+            provenance={"command": cli._command(), "held_out": [item["subject"] for item in held]},
+        )  # fmt: skip
+    _report(generator.training_info)
+    cli.out.print(f"generator: {output}", highlight=False, soft_wrap=True)
+    cli.out.print(f"pictures: {folder}", highlight=False, soft_wrap=True)
+    cli._complain([*map(str, errors), *generator.training_info["problems"]])
+
+
+def _dims(checkpoint: Path) -> int:
+    from monai_adv.networks import spatial_dims
+    from monai_adv.victims import read_checkpoint
+
+    return spatial_dims(read_checkpoint(checkpoint)[1].network)
+
+
+def _picture(shown: SynthesisPreview, folder: Path) -> None:
+    """Draw what the generator makes of its crop, ``epoch_000.png``."""
+    import numpy as np
+
+    from monai_adv.data.files import write_atomic
+    from monai_adv.visualize.style import figure_bytes
+    from monai_adv.visualize.synthesis import synthesis_figure
+
+    spacing = shown.spacing
+    figure = synthesis_figure(
+        shown.image, shown.synthetic, shown.truth, shown.moved_truth, shown.fields["displacement"], spacing,
+        title=f"epoch {shown.epoch}: drop {shown.reached:.2f} of the soft Dice, asked for {shown.drop:.2f}",
+        affine=np.diag([*spacing, *[1.0] * (4 - len(spacing))]),
+    )  # fmt: skip
+    write_atomic(folder / f"epoch_{shown.epoch:03d}.png", figure_bytes(figure))
+
+
+def _report(information: dict[str, Any]) -> None:
+    """The means of the last steps as a table."""
+    import pandas as pd
+
+    from monai_adv import cli
+
+    final = pd.DataFrame([information["final"]])
+    cli._print_frame(
+        final, f"mean of the last steps, of {information['steps']} on {len(information['subjects'])} subjects"
+    )
