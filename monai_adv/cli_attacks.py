@@ -48,6 +48,8 @@ def attack(
 ) -> None:
     """Attack whole volumes, write adversarial NIfTI as their sources are stored, and score the files again from disk.
 
+    Attacks that move the anatomy also write the moved label, the displacement field and a figure of it.
+
     Example: monai-adv attack BraTS2021 --checkpoint unet.pt -o adversarial --attack ifgsm --eps 0.1 --option steps=10
     """
     from monai_adv import cli
@@ -63,6 +65,10 @@ def attack(
         else:
             dice = ", ".join(f"{r} {a:.3f} -> {b:.3f} ({c:.3f} from disk)" for r, (a, b, c) in done.dice.items())
             cli.out.print(f"{done.subject}: Dice {dice}", highlight=False)
+            if done.displacement is not None:
+                from monai_adv.visualize.synthesis import write_exported_figure
+
+                write_exported_figure(done)
     if (output / "records.csv").is_file():
         cli.out.print(f"records: {output / 'records.csv'}", highlight=False, soft_wrap=True)
     if problems:

@@ -59,6 +59,30 @@ class AnyDimensions(nn.Module):
         return torch.einsum("kc,bc...->bk...", self.weight.to(x.dtype), x)
 
 
+class CoarseFields(nn.Module):
+    """Fields as a generator of the learned synthesis gives them: two values along every axis of an image of any size.
+
+    A thin axis gets none of the numbers, so that a slice is a volume of depth one here, too.
+    """
+
+    def __init__(self, **effect):
+        super().__init__()
+        self.effect = effect
+
+    def forward(self, image, drop, *, generator=None):
+        batch, channels, *shape = image.shape
+        moving = [axis for axis, n in enumerate(shape) if n > 1]
+        grid = [2 if n > 1 else 1 for n in shape]
+
+        def drawn(count):
+            values = torch.empty(batch, count, *grid, dtype=image.dtype)
+            return torch.tanh(values.normal_(generator=generator) * drop.view(-1, 1, *[1] * len(shape)) * 5)
+
+        velocity = image.new_zeros(batch, len(shape), *grid)
+        velocity[:, moving] = drawn(len(moving))
+        return {"velocity": velocity, "log_bias": drawn(channels), "residual": drawn(channels), "mu": image[:, :1]}
+
+
 TRAITS: dict[str, Trait] = {
     "universal": Trait({"perturbation": AnyGrid()}, gradient=False),
     "noise": Trait(without_chance=None, draws=True, gradient=False),
@@ -89,6 +113,16 @@ TRAITS: dict[str, Trait] = {
         {"steps": 2, "knot_mm": 4.0}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False
     ),
     "affine": Trait({"steps": 2}, without_chance=None, draws=True, uses_budget=False, local=False, modalities=False),
+    "synthesis": Trait(
+        {"generator": CoarseFields(max_mm=2.0), "steps": 2, "grid": 2, "bisections": 2},
+        without_chance=None,
+        draws=True,
+        gradient=False,
+        uses_budget=False,
+        local=False,
+        modalities=False,
+        best=False,
+    ),
     "dag": Trait({"steps": 2}, without_chance={"adversarial": "runner_up"}, draws=True, uses_budget=False),
     "fmn": Trait({"steps": 3}, uses_budget=False, best=False),
     "alma_prox": Trait({"steps": 3}, uses_budget=False, best=False),

@@ -18,6 +18,7 @@ from monai_adv.attacks.result import AttackResult, Cost
 from monai_adv.attacks.run import Run
 from monai_adv.attacks.segmentation import CosPGD, SegPGD
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
+from monai_adv.attacks.synthesis import SynthesisAttack
 from monai_adv.attacks.universal import Universal, UniversalPerturbation
 from monai_adv.attacks.universal_training import fit_universal
 
@@ -55,6 +56,7 @@ __all__ = [
     "Run",
     "SegPGD",
     "Square",
+    "SynthesisAttack",
     "TargetedIFGSM",
     "Transfer",
     "Universal",

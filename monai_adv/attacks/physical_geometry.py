@@ -38,6 +38,14 @@ class GeometricAttack(PhysicalAttack):
         return self.effect.label_warp(run.clean.shape[2:], parameters, run.spacing)
 
     def _step(self, run: Run, parameters: Parameters, magnitude: float, restart: int) -> Parameters:
+        return self.effect.step(parameters, self._slopes(run, parameters, restart), self._share(), magnitude)
+
+    def _value(self, run: Run, logits: Tensor, warp: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is ascended, ``(B,)``, of the logits of an image that was moved as ``warp`` moves labels."""
+        return run._objective(logits, None, warp)
+
+    def _slopes(self, run: Run, parameters: Parameters, restart: int) -> Parameters:
+        """Ascent direction in the parameters, through image and label; the image is considered on the way."""
         leaves = {k: v.detach().requires_grad_(True) for k, v in parameters.items()}
         warp = self._warp(run, parameters)
         pulls: list[Tensor] = []
@@ -45,17 +53,19 @@ class GeometricAttack(PhysicalAttack):
         def objective(logits: Tensor) -> Tensor:
             if logits.requires_grad:
                 logits.register_hook(lambda slope: pulls.append(_pull(logits.detach(), slope, run.spacing)))
-            return run._objective(logits, None, warp)
+            return self._value(run, logits, warp)
 
         with torch.enable_grad():
             image = self._image(run, leaves)
             field = self.effect.displacement(leaves, run.clean.shape[2:], run.spacing)
         gradient = run.gradient(image, loss=objective, restart=restart, warp=warp, parameters=parameters)
-        # moving the label's source by du moves the label by (I + grad u)^-1 du
-        pull = torch.stack(pulls).sum(0).movedim(1, -1).unsqueeze(-1)
+        if not field.requires_grad:  # an effect whose anatomy may be held still
+            return dict(zip(leaves, torch.autograd.grad(image, list(leaves.values()), gradient)))
+        # moving the label's source by du moves the label by (I + grad u)^-1 du; over several draws the mean, as ever
+        pull = torch.stack(pulls).mean(0).movedim(1, -1).unsqueeze(-1)
         pull = torch.linalg.solve(jacobian(field.detach(), run.spacing).mT, pull).squeeze(-1).movedim(-1, 1)
         slopes = torch.autograd.grad([image, field], list(leaves.values()), [gradient, pull])
-        return self.effect.step(parameters, dict(zip(leaves, slopes)), self._share(), magnitude)
+        return dict(zip(leaves, slopes))
 
 
 def _pull(logits: Tensor, slope: Tensor, spacing: Sequence[float]) -> Tensor:

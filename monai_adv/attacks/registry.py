@@ -21,6 +21,7 @@ from monai_adv.attacks.physical_geometry import AffineAttack, DeformationAttack
 from monai_adv.attacks.physical_kspace import GhostingAttack, GibbsAttack, MotionAttack, RicianAttack
 from monai_adv.attacks.segmentation import CosPGD, SegPGD
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
+from monai_adv.attacks.synthesis import SynthesisAttack
 from monai_adv.attacks.universal import Universal
 from monai_adv.errors import ConfigError
 from monai_adv.threats import Threat, create_threat
@@ -51,6 +52,7 @@ _CLASSES: tuple[type[Attack], ...] = (
     GammaAttack,
     DeformationAttack,
     AffineAttack,
+    SynthesisAttack,
     MotionAttack,
     GhostingAttack,
     GibbsAttack,

@@ -9,6 +9,7 @@ from .paired import paired_plot, verdict_text
 from .report import LIMITATIONS, write_report
 from .slices import AxialView, most_changed_slice
 from .style import save_figure
+from .synthesis import synthesis_figure
 
 __all__ = [
     "LIMITATIONS",
@@ -19,6 +20,7 @@ __all__ = [
     "most_changed_slice",
     "paired_plot",
     "save_figure",
+    "synthesis_figure",
     "verdict_text",
     "write_report",
 ]
