@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_adv.engines import RobustTrainer
 from monai_adv.networks import SynthesisGenerator
+from monai_adv.networks.synthesis import HEAD_GAIN
 
 CPU = torch.device("cpu")
 PUSH = 2.0  # bias of a head of a constant generator: its field is tanh(2) everywhere
@@ -55,7 +56,7 @@ def constant_generator(dims: int = 2, *, spacing: bool = True, **effect: Any) ->
     with torch.no_grad():
         for head in made.heads.values():
             head.conv.weight.zero_()  # type: ignore[union-attr, operator]
-            head.conv.bias.fill_(PUSH)  # type: ignore[union-attr, operator]
+            head.conv.bias.fill_(PUSH / HEAD_GAIN)  # type: ignore[union-attr, operator]
     if spacing:
         made.training_info = {"spacing": [1.0] * dims}
     return made.eval()

@@ -23,7 +23,7 @@ FIELDS = ("velocity", "log_bias", "residual")
 
 _LEAKY = ("leakyrelu", {"negative_slope": 0.1})
 _START = 1e-2  # of the last layers: an untrained generator moves and changes next to nothing
-_GAIN = 0.1  # of the heads: hundreds of weights that all take a step would drive the tanh to its ends at once
+HEAD_GAIN = 0.1  # of the heads: hundreds of weights that all take a step would drive the tanh to its ends at once
 _LOG_VARIANCE = 8.0  # the code's log variance stays within +- this, so that its exponential is a number
 
 
@@ -156,7 +156,7 @@ class SynthesisGenerator(nn.Module):
             hidden = layer(torch.cat([hidden, wanted], dim=1))
         hidden = torch.cat([hidden, wanted], dim=1)
         corners = [_to_corners(n, mu) for n in spatial]
-        raw = {name: bspline_field(torch.tanh(_GAIN * head(hidden)), corners) for name, head in self.heads.items()}
+        raw = {name: bspline_field(torch.tanh(HEAD_GAIN * head(hidden)), corners) for name, head in self.heads.items()}
         return {**raw, "mu": mu, "log_var": log_var}
 
     def config(self) -> dict[str, Any]:

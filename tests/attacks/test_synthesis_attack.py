@@ -102,7 +102,7 @@ def test_a_perfect_segmenter_loses_nothing_against_the_truth_that_moved(optimize
     assert result.details["dice"] == pytest.approx([1, 1], abs=0.08)
     assert not any(result.details["hit"])
     if not optimize:  # its search has nothing to follow here
-        assert (mean_dice(result.prediction, label, victim.head) < 0.85).all()
+        assert (mean_dice(result.prediction, label, victim.head) < 0.92).all()
         assert not torch.equal(result.label, label)
 
 
@@ -282,9 +282,9 @@ class Wild(Given):
 
     def forward(self, image, drop, *, generator=None):
         raw = super().forward(image, drop)
-        stripes = torch.tensor([1.0, -1.0], dtype=image.dtype).repeat(20)
+        stripes = torch.tensor([1.0, -1.0], dtype=image.dtype).repeat(11)[:21]  # one value for every control point
         raw["velocity"] = stripes.view(1, 1, 1, -1) * torch.tensor([1.0, 0.3, 0.0]).view(-1, 1, 1, 1).to(image)
-        raw["velocity"] = raw["velocity"].expand(-1, 2, 40, -1)
+        raw["velocity"] = raw["velocity"].expand(-1, 2, 21, -1)
         return raw
 
 

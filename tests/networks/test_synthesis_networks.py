@@ -11,7 +11,7 @@ from synthesis_toy import generator as small
 
 from monai_adv.errors import CheckpointError, ConfigError
 from monai_adv.networks import SynthesisCritic, SynthesisGenerator, load_generator, save_generator
-from monai_adv.networks.synthesis import _GAIN, FIELDS
+from monai_adv.networks.synthesis import FIELDS, HEAD_GAIN
 from monai_adv.transforms import Synthesis
 
 
@@ -63,7 +63,7 @@ def test_padding_neither_shifts_nor_stretches_the_fields() -> None:
             layer.forward = lambda hidden: hidden[:, :8]  # type: ignore[method-assign]
         head = network.heads["log_bias"].conv
         torch.nn.init.zeros_(head.weight)
-        head.weight.data[0, 0, 1, 1] = 1 / _GAIN
+        head.weight.data[0, 0, 1, 1] = 1 / HEAD_GAIN
         found = network(image(1, 1, n, 17), torch.tensor([0.3]))["log_bias"][0, 0, :, 0]
         torch.testing.assert_close(found, torch.linspace(0, n - 1, grid) / 1000, atol=2e-5, rtol=0)
 
