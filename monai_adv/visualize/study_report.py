@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,9 @@ def _threat(folder: Path, study: StudyConfig, records: pd.DataFrame) -> dict[str
     if study.budgets.quantize is not None:
         described["stored values"] = f"attacks use only values that {study.budgets.quantize} files hold"
     for victim in study.victims:
-        described[f"victim {victim.name}"] = victim.source.name
+        defenses = {"behind a filter": victim.purify, "smoothed": victim.smooth}
+        front = [f"{name} {json.dumps(options)}" for name, options in defenses.items() if options]
+        described[f"victim {victim.name}"] = ", ".join([victim.source.name, *front])
     seen = set()
     for unit in UnitStore(folder / "units").all():
         name = unit["identity"]["attack"]

@@ -71,7 +71,10 @@ def test_a_study_of_defenses_says_which_were_not_attacked_adaptively(defended):
     assert set(analysis.defenses["victim"]) == {"tiny", "median", "smooth" + TAG}
     assert set(analysis.claims["claim"]) == {"attacks lower Dice", "a defense stays below the clean Dice"}
     _, report = write_study_report(result.folder)
-    assert "smooth (NOT ADAPTIVE)" in report.read_text()
+    page = report.read_text()
+    assert "smooth (NOT ADAPTIVE)" in page
+    assert "behind a filter" in page
+    assert "smoothed {" in page
     table = pd.read_csv(result.folder / "tables" / "defenses.csv")
     assert list(table.columns[:4]) == ["region", "victim", "defense", "n"]
 
