@@ -2,8 +2,8 @@
 
     python benchmarks/detection.py FOLDER CHECKPOINT [--filter median] [--eps 0.2] [--subjects 8]
 
-Per attack: mean Dice over regions, the AUC of disagreement (mean over regions) between clean and adversarial images with
-its bootstrap interval over subjects, and the share of adversarial images found when no clean one is flagged. ``noise``
+Per attack: mean Dice over regions, the AUC of disagreement (mean over regions) between clean and adversarial images
+with its bootstrap interval over subjects, and the share of adversarial images found when no clean one is flagged. ``noise``
 is the control. ``aware`` is PGD on the detector-aware victim, whose logits are the mean before and after the filter.
 """
 
@@ -49,8 +49,7 @@ def main() -> None:
             attack = attacks.create(**spec, eps=arguments.eps)
             images[name] = attack(attacked, case.image, label, spacing=case.spacing, affine=case.affine).image
         for name, image in images.items():
-            found = disagreement(victim, image, purify, case.affine)
-            scores[name].append(float(np.mean([float(found[r][0]) for r in victim.head.region_names])))
+            scores[name].append(float(disagreement(victim, image, purify, case.affine)["mean"][0]))
             dice[name].append(float(mean_dice(victim.predict(image, case.affine), label, victim.head)[0]))
         print(case.subject, {name: round(values[-1], 3) for name, values in scores.items()}, flush=True)
     rows = []
