@@ -3,8 +3,8 @@
     python benchmarks/detection.py FOLDER CHECKPOINT [--filter median] [--eps 0.2] [--subjects 8]
 
 Per attack: mean Dice over regions, the AUC of disagreement (mean over regions) between clean and adversarial images
-with its bootstrap interval over subjects, and the share of adversarial images found when no clean one is flagged. ``noise``
-is the control. ``aware`` is PGD on the detector-aware victim, whose logits are the mean before and after the filter.
+with its bootstrap interval over subjects, and the share of adversarial images found when no clean one is flagged.
+``noise`` is the control. ``aware`` is PGD on the detector-aware victim, whose logits are the mean before and after the filter.
 """
 
 from __future__ import annotations
