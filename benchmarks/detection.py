@@ -4,7 +4,8 @@
 
 Per attack: mean Dice over regions, the AUC of disagreement (mean over regions) between clean and adversarial images
 with its bootstrap interval over subjects, and the share of adversarial images found when no clean one is flagged.
-``noise`` is the control. ``aware`` is PGD on the detector-aware victim, whose logits are the mean before and after the filter.
+``noise`` is the control. ``aware`` is PGD on the detector-aware victim, whose logits are the mean before and after the
+filter.
 """
 
 from __future__ import annotations
