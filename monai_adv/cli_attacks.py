@@ -17,8 +17,8 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def parse_options(texts: list[str] | None) -> dict[str, Any]:
-    """Options given as ``key=value`` with YAML values.
+def parse_options(texts: list[str] | None, name: str = "--option") -> dict[str, Any]:
+    """Options given as ``key=value`` with YAML values, by the command line's option ``name``.
 
     Raises:
         ConfigError: names the one without a value.
@@ -27,7 +27,7 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
     for text in texts or []:
         key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"--option {text!r} must be key=value")
+            raise ConfigError(f"{name} {text!r} must be key=value")
         options[key] = yaml.safe_load(value)
     return options
 

@@ -30,6 +30,8 @@ def train_synthesis(
     patch: Annotated[int | None, typer.Option(min=16, help="Side of the crops in voxels; 64, or 128 in 2D.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, crops, drops and codes.")] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Of the generator and the critic.")] = 1e-3,
+    weight: Annotated[list[str] | None, typer.Option(help="Weight of a term of the loss as name=value.")] = None,
     critic: Annotated[bool, typer.Option("--critic/--no-critic", help="A critic for realism.")] = True,
     max_mm: Annotated[float | None, typer.Option(help="Limit of the deformation in mm; 0 for none.")] = None,
     max_bias: Annotated[float | None, typer.Option(help="Limit of the bias field, relative; 0 for none.")] = None,
@@ -46,6 +48,7 @@ def train_synthesis(
     train-synthesis BraTS2021 --checkpoint unet.pt -o generator.pt --minutes 30
     """
     from monai_adv import cli
+    from monai_adv.cli_attacks import parse_options
     from monai_adv.engines import SynthesisConfig
     from monai_adv.engines import train_synthesis as train
     from monai_adv.studies.cases import select
@@ -57,7 +60,9 @@ def train_synthesis(
     if not kept:
         raise ConfigError(f"nothing to train on in {root}: {len(held)} subjects held out")
     config = SynthesisConfig(
-        batch=batch, steps=steps, minutes=minutes, seed=seed, weights={} if critic else {"critic": 0.0},
+        batch=batch, steps=steps, minutes=minutes, seed=seed, learning_rate=learning_rate,
+        critic_learning_rate=learning_rate,
+        weights={**parse_options(weight, "--weight"), **({} if critic else {"critic": 0.0})},
         effect={name: limit for name, limit in limits.items() if limit is not None},
         patch=None if patch is None else (patch,) * _dims(checkpoint),
     )  # fmt: skip

@@ -245,7 +245,7 @@ def test_the_command(
     code = call(
         monkeypatch, "train-synthesis", str(tmp_path / "data"), "--checkpoint", str(victim), "-o", str(out),
         "--steps", "2", "--patch", "16", "--batch", "1", "--seed", "3", "--no-critic", "--max-mm", "3", "--max-bias",
-        "0", "--max-residual", "1", "--hold-out", "2",
+        "0", "--max-residual", "1", "--hold-out", "2", "--weight", "size=0.2", "--learning-rate", "5e-4",
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 0, printed
@@ -256,6 +256,8 @@ def test_the_command(
     assert info["subjects"] == ["BraTS2021_00001", "BraTS2021_00003"]
     assert info["recipe"]["seed"] == 3
     assert info["recipe"]["batch"] == 1
+    assert info["recipe"]["weights"] == {"size": 0.2, "critic": 0.0}
+    assert (info["recipe"]["learning_rate"], info["recipe"]["critic_learning_rate"]) == (5e-4, 5e-4)
     assert "critic" not in info["final"]
     assert info["command"].startswith("monai-adv train-synthesis")
     assert "dice_error" in printed
