@@ -49,6 +49,7 @@ def train_synthesis(
     """
     from monai_adv import cli
     from monai_adv.cli_attacks import parse_options
+    from monai_adv.cli_train import axes_of
     from monai_adv.engines import SynthesisConfig
     from monai_adv.engines import train_synthesis as train
     from monai_adv.studies.cases import select
@@ -64,7 +65,7 @@ def train_synthesis(
         critic_learning_rate=learning_rate,
         weights={**parse_options(weight, "--weight"), **({} if critic else {"critic": 0.0})},
         effect={name: limit for name, limit in limits.items() if limit is not None},
-        patch=None if patch is None else (patch,) * _dims(checkpoint),
+        patch=None if patch is None else (patch,) * axes_of(checkpoint),
     )  # fmt: skip
     folder = output.with_name(f"{output.stem}_epochs")
     with cli._bar("training") as update:
@@ -81,13 +82,6 @@ def train_synthesis(
     cli.out.print(f"generator: {output}", highlight=False, soft_wrap=True)
     cli.out.print(f"pictures: {folder}", highlight=False, soft_wrap=True)
     cli._complain([*map(str, errors), *generator.training_info["problems"]])
-
-
-def _dims(checkpoint: Path) -> int:
-    from monai_adv.networks import spatial_dims
-    from monai_adv.victims import read_checkpoint
-
-    return spatial_dims(read_checkpoint(checkpoint)[1].network)
 
 
 def _picture(shown: SynthesisPreview, folder: Path) -> None:

@@ -64,7 +64,7 @@ def train(
         raise ConfigError("--option belongs to a --method")
     described = _network(network, network_option, channels, res_units, init)
     recipe = {
-        "head": head, "network": described, "patch": (patch,) * (dims or _dims(init)), "batch": batch, "steps": steps,
+        "head": head, "network": described, "patch": (patch,) * (dims or axes_of(init)), "batch": batch, "steps": steps,
         "minutes": minutes, "learning_rate": learning_rate, "seed": seed, "half": half,
         "init": None if init is None else str(init),
         "method": None if method is None else {"name": method, **parse_options(option)},
@@ -102,11 +102,11 @@ def _network(
     return {**described, **parse_options(options)}
 
 
-def _dims(init: Path | None) -> int:
-    """Axes of the network that is trained further; 3 for a new one."""
-    if init is None:
+def axes_of(checkpoint: Path | None) -> int:
+    """Axes of a checkpoint's network; 3 for a new one."""
+    if checkpoint is None:
         return 3
     from monai_adv.networks import spatial_dims
     from monai_adv.victims import read_checkpoint
 
-    return spatial_dims(read_checkpoint(init)[1].network)
+    return spatial_dims(read_checkpoint(checkpoint)[1].network)

@@ -12,6 +12,7 @@ import torch
 from monai_adv import __version__
 from monai_adv.data.files import atomic_file
 from monai_adv.errors import CheckpointError, ConfigError
+from monai_adv.networks.stored import read_stored, require_finite
 from monai_adv.networks.synthesis import SynthesisGenerator
 
 FORMAT = "monai_adv.synthesis/1"
@@ -34,7 +35,7 @@ def save_generator(path: str | Path, generator: SynthesisGenerator, training: Ma
     except TypeError as error:
         raise CheckpointError(f"generator {path}: what it was trained on is not plain data: {error}") from error
     state = {k: v.detach().cpu() for k, v in generator.state_dict().items()}
-    _require_finite(state, path)
+    require_finite(state, path, "generator")
     with atomic_file(path) as stream:
         torch.save({"format": FORMAT, "version": __version__, **plain, "state_dict": state}, stream)
     return path
@@ -50,12 +51,7 @@ def load_generator(path: str | Path) -> SynthesisGenerator:
         CheckpointError: if the file is missing, not a generator, or does not fit its own configuration.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"generator {path} does not exist; train one with `monai-adv train-synthesis`")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
-        raise CheckpointError(f"generator {path} cannot be read with weights_only=True: {error}") from error
+    content = read_stored(path, "generator", "monai-adv train-synthesis")
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a generator ({FORMAT}); write one with `monai-adv train-synthesis` or save_generator"
@@ -69,11 +65,5 @@ def load_generator(path: str | Path) -> SynthesisGenerator:
         generator.load_state_dict(content["state_dict"])
     except (RuntimeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"generator {path}: its weights do not fit its configuration: {error}") from error
-    _require_finite(content["state_dict"], path)
+    require_finite(content["state_dict"], path, "generator")
     return generator.eval()
-
-
-def _require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    bad = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    if bad:
-        raise CheckpointError(f"generator {path}: the weights {bad} are NaN or infinite")

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
-from torch import Tensor, nn
+from torch import nn
 
 from monai_adv import __version__
 from monai_adv.data.files import atomic_file
 from monai_adv.errors import CheckpointError, ConfigError
 from monai_adv.inferers import GradientSlidingWindowInferer, SlicewiseInferer
 from monai_adv.networks import build_network, spatial_dims
+from monai_adv.networks.stored import read_stored, require_finite
 from monai_adv.transforms import NormalizeNonzeroBatch, NormalizeNonzeroSlices
 from monai_adv.victims.head import Head
 from monai_adv.victims.victim import UNSEEN, Victim
 
 FORMAT = "monai_adv.victim/1"
+_HALF = " (beyond 65504 in 16 bits)"
 PREPROCESSING = {
     "zscore_nonzero": NormalizeNonzeroBatch,
     "zscore_nonzero_slices": NormalizeNonzeroSlices,
@@ -82,7 +84,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, config: VictimConfig, 
     state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    _require_finite(state, path)
+    require_finite(state, path, "checkpoint", _HALF)
     with atomic_file(path) as stream:
         torch.save({"format": FORMAT, "version": __version__, "config": plain, "state_dict": state}, stream)
     return path
@@ -95,12 +97,7 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, VictimConfig]:
         CheckpointError: if the file is missing, not such a checkpoint, or does not fit its own network.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; train one with `monai-adv train`")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
-        raise CheckpointError(f"checkpoint {path} cannot be read with weights_only=True: {error}") from error
+    content = read_stored(path, "checkpoint", "monai-adv train")
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} is not a {FORMAT} file; a bare state dict goes with its network's configuration: "
@@ -116,14 +113,8 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, VictimConfig]:
         network.load_state_dict(state)
     except (RuntimeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} does not fit its network {config.network}: {error}") from error
-    _require_finite(state, path)
+    require_finite(state, path, "checkpoint", _HALF)
     return network.eval(), config
-
-
-def _require_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    bad = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    if bad:
-        raise CheckpointError(f"checkpoint {path}: the weights {bad} are NaN or infinite (beyond 65504 in 16 bits)")
 
 
 def build_victim(
