@@ -97,10 +97,6 @@ class PhysicalAttack(Attack):
 
     def _image(self, run: Run, parameters: Parameters) -> Tensor:
         changed = self.effect.apply(run.clean, parameters, run.spacing, run.ball.mask)
-        if self.effect.geometric:  # voxels come from anywhere: only the bounds are kept
-            low, high = run.ball.low, run.ball.high
-            changed = changed if low is None else torch.maximum(changed, low)
-            return changed if high is None else torch.minimum(changed, high)
         return run.ball.project(changed)
 
     def _warp(self, run: Run, parameters: Parameters) -> Callable[[Tensor], Tensor] | None:

@@ -34,8 +34,14 @@ class GeometricAttack(PhysicalAttack):
     moves_voxels: ClassVar[bool] = True
     effect: GeometricEffect
 
-    def _warp(self, run: Run, parameters: Parameters) -> Callable[[Tensor], Tensor]:
-        return self.effect.label_warp(run.clean.shape[2:], parameters, run.spacing)
+    def _image(self, run: Run, parameters: Parameters, field: Tensor | None = None) -> Tensor:
+        changed = self.effect.apply(run.clean, parameters, run.spacing, run.ball.mask, field)
+        low, high = run.ball.low, run.ball.high  # voxels come from anywhere: only the bounds are kept
+        changed = changed if low is None else torch.maximum(changed, low)
+        return changed if high is None else torch.minimum(changed, high)
+
+    def _warp(self, run: Run, parameters: Parameters, field: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        return self.effect.label_warp(run.clean.shape[2:], parameters, run.spacing, field)
 
     def _step(self, run: Run, parameters: Parameters, magnitude: float, restart: int) -> Parameters:
         return self.effect.step(parameters, self._slopes(run, parameters, restart), self._share(), magnitude)
@@ -47,7 +53,10 @@ class GeometricAttack(PhysicalAttack):
     def _slopes(self, run: Run, parameters: Parameters, restart: int) -> Parameters:
         """Ascent direction in the parameters, through image and label; the image is considered on the way."""
         leaves = {k: v.detach().requires_grad_(True) for k, v in parameters.items()}
-        warp = self._warp(run, parameters)
+        with torch.enable_grad():
+            field = self.effect.displacement(leaves, run.clean.shape[2:], run.spacing)
+            image = self._image(run, leaves, field)
+        warp = self._warp(run, parameters, field.detach())
         pulls: list[Tensor] = []
 
         def objective(logits: Tensor) -> Tensor:
@@ -55,9 +64,6 @@ class GeometricAttack(PhysicalAttack):
                 logits.register_hook(lambda slope: pulls.append(_pull(logits.detach(), slope, run.spacing)))
             return self._value(run, logits, warp)
 
-        with torch.enable_grad():
-            image = self._image(run, leaves)
-            field = self.effect.displacement(leaves, run.clean.shape[2:], run.spacing)
         gradient = run.gradient(image, loss=objective, restart=restart, warp=warp, parameters=parameters)
         if not field.requires_grad:  # an effect whose anatomy may be held still
             return dict(zip(leaves, torch.autograd.grad(image, list(leaves.values()), gradient)))

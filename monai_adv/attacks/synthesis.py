@@ -277,10 +277,11 @@ class SynthesisAttack(GeometricAttack):
     def _evaluate(self, run: Run, parameters: Parameters, scale: Tensor, sample: int) -> Tensor:
         """Region Dice of the image of these parameters, which is considered as the result."""
         aim: _Aim = run.shared["aim"]
-        aim.scale, aim.folds = scale, self._folds(run, parameters)
-        warp = self._warp(run, parameters)
+        field = self.effect.displacement(parameters, run.clean.shape[2:], run.spacing)
+        aim.scale, aim.folds = scale, self._smallest_volume(run, field) <= 0
+        warp = self._warp(run, parameters, field)
         entry = run.consider(
-            self._image(run, parameters), loss=partial(self._value, run, warp=warp), restart=sample, warp=warp,
+            self._image(run, parameters, field), loss=partial(self._value, run, warp=warp), restart=sample, warp=warp,
             parameters=parameters,
         )  # fmt: skip
         return aim.seen[entry["step"]][0]
@@ -305,8 +306,10 @@ class SynthesisAttack(GeometricAttack):
         return self._jacobian(run, parameters) <= 0
 
     def _jacobian(self, run: Run, parameters: Parameters) -> Tensor:
-        displacement = self.effect.displacement(parameters, run.clean.shape[2:], run.spacing)
-        return jacobian_determinant(displacement, run.spacing).flatten(1).amin(1)
+        return self._smallest_volume(run, self.effect.displacement(parameters, run.clean.shape[2:], run.spacing))
+
+    def _smallest_volume(self, run: Run, field: Tensor) -> Tensor:
+        return jacobian_determinant(field, run.spacing).flatten(1).amin(1)
 
     def _natural(self, run: Run, parameters: Parameters) -> dict[str, Tensor]:
         """The fields at full resolution, in the units of their parameters."""

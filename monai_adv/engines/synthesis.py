@@ -34,7 +34,7 @@ from monai_adv.victims.guard import guard
 REAL = "real"
 """Key of the batch with other subjects' images, for the critic."""
 
-WEIGHTS = {"critic": 0.05, "size": 0.02, "smoothness": 0.1, "folding": 10.0, "kl": 1e-3}
+WEIGHTS = {"critic": 0.05, "size": 0.2, "smoothness": 0.1, "folding": 10.0, "kl": 1e-3}
 """Weights of the terms beside the Dice, whose weight is 1. They are ours."""
 
 DROPS = (0.05, 0.6)
@@ -60,6 +60,7 @@ class Synthesized:
         dice: soft Dice on the synthetic ones against the moved truth, ``(B,)``.
         raw: the generator's output.
         parameters: of the effect.
+        displacement: in mm, ``(B, dims, *spatial)``; None where nothing can move.
     """
 
     image: Tensor
@@ -71,6 +72,7 @@ class Synthesized:
     dice: Tensor
     raw: dict[str, Tensor]
     parameters: dict[str, Tensor]
+    displacement: Tensor | None = None
 
 
 class SynthesisTrainer(Trainer):
@@ -186,13 +188,16 @@ class SynthesisTrainer(Trainer):
         if not all(bool(torch.isfinite(v.detach()).all()) for v in raw.values()):
             raise NonFiniteError("the generator gives NaN or infinite fields: lower the learning rate")
         parameters = self.effect.from_unit({k: raw[k] for k in FIELDS if k in raw}, image, self.spacing)
-        synthetic = self.effect.apply(image, parameters, self.spacing, image != 0)
-        moved = self.effect.soft_warp(truth, parameters, self.spacing)
+        field = None
+        if "velocity" in parameters:  # integrated once, for the image, the truth and the folding
+            field = self.effect.displacement(parameters, image.shape[2:], self.spacing)
+        synthetic = self.effect.apply(image, parameters, self.spacing, image != 0, field)
+        moved = self.effect.soft_warp(truth, parameters, self.spacing, field)
         # the same regions on both sides, or a region that moves out of the patch would change the Dice by itself
         counted = counted_regions(head, truth, self.region) & counted_regions(head, moved.detach(), self.region)
         dice = region_dice(region_probabilities(head, self.victim(synthetic)), moved, counted)
         clean = region_dice(clean_regions, truth, counted)
-        return Synthesized(image, synthetic, truth, moved, drop, clean, dice, raw, parameters)
+        return Synthesized(image, synthetic, truth, moved, drop, clean, dice, raw, parameters, field)
 
     def terms(self, made: Synthesized) -> dict[str, Tensor]:
         """The terms of the generator's loss, unweighted; those of weight 0 are left out."""
@@ -207,9 +212,8 @@ class SynthesisTrainer(Trainer):
             found["size"] = torch.stack([v.square().mean() for v in fields.values()]).mean()
         if self.weights["smoothness"] > 0:
             found["smoothness"] = roughness(fields)
-        if self.weights["folding"] > 0 and "velocity" in made.parameters:
-            field = self.effect.displacement(made.parameters, made.image.shape[2:], self.spacing)
-            found["folding"] = folding(field, self.spacing)
+        if self.weights["folding"] > 0 and made.displacement is not None:
+            found["folding"] = folding(made.displacement, self.spacing)
         if self.weights["kl"] > 0:
             found["kl"] = code_divergence(made.raw["mu"], made.raw["log_var"])
         return found

@@ -25,7 +25,8 @@ from monai_adv.networks import SynthesisCritic, SynthesisGenerator, save_generat
 from monai_adv.victims import Victim, load_victim
 from monai_adv.victims.checkpoint import file_hash
 
-_PATCH = {2: (128, 128), 3: (64, 64, 64)}
+_PATCH = {2: (96, 96), 3: (64, 64, 64)}
+_BATCH = {2: 4, 3: 2}
 _BETAS = (0.5, 0.99)  # of Adam, as networks that are trained against each other take them
 
 
@@ -34,8 +35,8 @@ class SynthesisConfig:
     """The recipe of a generator, as plain data; all defaults are ours.
 
     Args:
-        patch: crops in voxels, as many sides as the victim has axes; None is 64 x 64 x 64, or 128 x 128 of a slice.
-        batch: crops per step.
+        patch: crops in voxels, as many sides as the victim has axes; None is 64 x 64 x 64, or 96 x 96 of a slice.
+        batch: crops per step; None is 2, or 4 of slices.
         steps: steps.
         minutes: stop after this many minutes even if steps are left; the learning rates follow the clock then, and the
             result is no longer a function of the seed alone.
@@ -52,12 +53,12 @@ class SynthesisConfig:
     """
 
     patch: tuple[int, ...] | None = None
-    batch: int = 2
+    batch: int | None = None
     steps: int = 1000
     minutes: float | None = None
     epoch_steps: int = 50
-    learning_rate: float = 1e-3
-    critic_learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
+    critic_learning_rate: float = 5e-4
     seed: int = 0
     drop: tuple[float, float] = DROPS
     region: str = PRESENT
@@ -143,15 +144,16 @@ def train_synthesis(
     patch = tuple(config.patch or _PATCH[dims])
     if len(patch) != dims:
         raise ConfigError(f"{victim.name} has {dims} axes, the patch {patch} has {len(patch)}")
-    for name in ("batch", "steps", "epoch_steps"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    batch = _BATCH[dims] if config.batch is None else config.batch
+    for name, value in (("batch", batch), ("steps", config.steps), ("epoch_steps", config.epoch_steps)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
     critic_weight = loss_weights(config.weights)["critic"]
     cohort = load_cohort(items, patch)
     _require_subjects(cohort, critic_weight)
 
     crops = TumourCrops(
-        cohort, patch, victim.head, seed=config.seed, length=config.batch * config.epoch_steps, real=critic_weight > 0
+        cohort, patch, victim.head, seed=config.seed, length=batch * config.epoch_steps, real=critic_weight > 0
     )
     sample = _batch_of_one(crops)
     with torch.random.fork_rng(devices=[]):  # weight initialisation has no generator argument in torch
@@ -162,7 +164,7 @@ def train_synthesis(
     trainer = SynthesisTrainer(
         device,
         math.ceil(config.steps / config.epoch_steps),
-        DataLoader(crops, batch_size=config.batch),
+        DataLoader(crops, batch_size=batch),
         generator,
         victim,
         torch.optim.Adam(generator.parameters(), lr=config.learning_rate, betas=_BETAS),
@@ -182,7 +184,7 @@ def train_synthesis(
         board.attach(trainer)
 
     information: dict[str, Any] = {
-        "recipe": {**asdict(config), "patch": list(patch)},
+        "recipe": {**asdict(config), "patch": list(patch), "batch": batch},
         "victim": source,
         "subjects": cohort.subjects,
         "problems": cohort.problems,

@@ -49,10 +49,24 @@ class GeometricEffect(Effect):
         """
 
     def apply(
-        self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float], support: Tensor
+        self,
+        image: Tensor,
+        parameters: Mapping[str, Tensor],
+        spacing: Sequence[float],
+        support: Tensor,
+        field: Tensor | None = None,
     ) -> Tensor:
+        """The image with the anatomy moved, see :meth:`Effect.apply`.
+
+        Args:
+            image: ``(B, C, *spatial)``.
+            parameters: see :meth:`shapes`, batch first.
+            spacing: voxel size in mm.
+            support: see :meth:`Effect.apply`.
+            field: the :meth:`displacement` of these parameters, where it is there already.
+        """
         parameters = {k: v.to(image) for k, v in parameters.items()}
-        field = self.displacement(parameters, image.shape[2:], spacing)
+        field = self.displacement(parameters, image.shape[2:], spacing) if field is None else field.to(image)
         moved = resample(image, field, spacing)
         foreground = image != 0
         if not bool(foreground.all()):
@@ -76,14 +90,25 @@ class GeometricEffect(Effect):
 
     @torch.no_grad()
     def label_warp(
-        self, shape: Sequence[int], parameters: Mapping[str, Tensor], spacing: Sequence[float]
+        self,
+        shape: Sequence[int],
+        parameters: Mapping[str, Tensor],
+        spacing: Sequence[float],
+        field: Tensor | None = None,
     ) -> Callable[[Tensor], Tensor]:
         """:meth:`warp_label` for many labels of one shape: the field is computed once.
+
+        Args:
+            shape: of the labels.
+            parameters: see :meth:`shapes`, batch first.
+            spacing: voxel size in mm.
+            field: the :meth:`displacement` of these parameters, where it is there already.
 
         Returns:
             Moves labels, bits or masks ``(B, K, *shape)`` of any type, which they keep.
         """
-        field = self.displacement({k: v.detach() for k, v in parameters.items()}, shape, spacing)
+        if field is None:
+            field = self.displacement({k: v.detach() for k, v in parameters.items()}, shape, spacing)
         index = _nearest(field, spacing)
         return lambda label: _gather(label, index.to(label.device))
 

@@ -94,9 +94,14 @@ class Synthesis(GeometricEffect):
 
     # ------------------------------------------------------------------------------------------------- the formula
     def apply(
-        self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float], support: Tensor
+        self,
+        image: Tensor,
+        parameters: Mapping[str, Tensor],
+        spacing: Sequence[float],
+        support: Tensor,
+        field: Tensor | None = None,
     ) -> Tensor:
-        moved, bias, residual = self._parts(image, parameters, spacing, support)
+        moved, bias, residual = self._parts(image, parameters, spacing, support, field)
         return moved * bias + residual
 
     def displacement(self, parameters: Mapping[str, Tensor], shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
@@ -121,8 +126,8 @@ class Synthesis(GeometricEffect):
             ``(B, C, *spatial)`` in image units; 1 and 0 outside the moved foreground, so that the moved image times
             ``bias`` plus ``residual`` is :meth:`apply`'s.
         """
-        _, bias, residual = self._parts(image, parameters, spacing, support)
         field = self.displacement({k: v.to(image) for k, v in parameters.items()}, image.shape[2:], spacing)
+        _, bias, residual = self._parts(image, parameters, spacing, support, field)
         return {"displacement": field, "bias": bias, "residual": residual}
 
     def splines(self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float]) -> dict[str, Tensor]:
@@ -142,21 +147,29 @@ class Synthesis(GeometricEffect):
             if name in parameters
         }
 
-    def soft_warp(self, bits: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float]) -> Tensor:
+    def soft_warp(
+        self,
+        bits: Tensor,
+        parameters: Mapping[str, Tensor],
+        spacing: Sequence[float],
+        field: Tensor | None = None,
+    ) -> Tensor:
         """Masks moved with the image by linear interpolation, differentiable in the velocity.
 
         Args:
             bits: floating point ``(B, K, *spatial)``.
             parameters: see :meth:`shapes`, batch first.
             spacing: voxel size in mm.
+            field: the :meth:`displacement` of these parameters, where it is there already.
 
         Returns:
             Shares between 0 and 1, ``(B, K, *spatial)``.
         """
         if "velocity" not in parameters:
             return bits
-        velocity = {"velocity": parameters["velocity"].to(bits)}
-        return resample(bits, self.displacement(velocity, bits.shape[2:], spacing), spacing)
+        if field is None:
+            field = self.displacement({"velocity": parameters["velocity"].to(bits)}, bits.shape[2:], spacing)
+        return resample(bits, field.to(bits), spacing)
 
     # ----------------------------------------------------------------------------------------------- the parameters
     def from_unit(self, raw: Mapping[str, Tensor], image: Tensor, spacing: Sequence[float]) -> Parameters:
@@ -246,14 +259,19 @@ class Synthesis(GeometricEffect):
 
     # --------------------------------------------------------------------------------------------------- internals
     def _parts(
-        self, image: Tensor, parameters: Mapping[str, Tensor], spacing: Sequence[float], support: Tensor
+        self,
+        image: Tensor,
+        parameters: Mapping[str, Tensor],
+        spacing: Sequence[float],
+        support: Tensor,
+        field: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The moved image, the factor and what is added: 1 and 0 outside the moved foreground and support."""
         parameters = {k: v.to(image) for k, v in parameters.items()}
         moved, inside = image, support & (image != 0)
         if "velocity" in parameters:
             velocity = {"velocity": parameters["velocity"]}
-            moved = super().apply(image, velocity, spacing, support)
+            moved = super().apply(image, velocity, spacing, support, field)
             if bool((support | (image == 0)).all()):  # as a rule: the moved foreground tells it without another warp
                 inside = moved != 0
             else:
