@@ -3,13 +3,13 @@
     python benchmarks/synthesis.py FOLDER --checkpoint v.pt --generator g.pt -o OUT [--dims 2] [--drops .1 .2 .3 .5]
     python benchmarks/synthesis.py -o OUT --summary
 
-Kinds: ``generator`` (one pass, then the search of the scale), ``optimize`` (fields by gradient, case by case, within
-the generator's limits), ``control`` (random fields of the root mean square that ``generator`` found), ``pgd`` and
-``fgsm`` with the budget at which Dice falls by the same drop. A row of ``OUT/cases.csv`` per subject, victim,
-generator, kind and drop; rows that are there are not measured again, so that the command goes on where it was ended,
-and several victims and generators share a folder. Costs of ``pgd`` and ``fgsm`` are those of all drops so far, which
-share their evaluations. In two dimensions (``--dims 2``; else what the generator has) a subject is its axial slice with
-most tumour.
+Kinds: ``generator`` (one pass, then the search of the scale), ``refined`` (the generator's fields, then a few gradient
+steps on them), ``optimize`` (fields by gradient, case by case, within the generator's limits), ``control`` (random
+fields of the root mean square that ``generator`` found), ``pgd`` and ``fgsm`` with the budget at which Dice falls by
+the same drop. A row of ``OUT/cases.csv`` per subject, victim, generator, kind and drop; rows that are there are not
+measured again, so that the command goes on where it was ended, and several victims and generators share a folder. Costs
+of ``pgd`` and ``fgsm`` are those of all drops so far, which share their evaluations. In two dimensions (``--dims 2``;
+else what the generator has) a subject is its axial slice with most tumour.
 
 The drop is that of the mean Dice over the regions that the truth has, against the moved truth where anatomy moves. The
 oracle sees the truth itself, painted into an image that is warped and interpolated as the scan is, and thresholds it.
@@ -48,7 +48,8 @@ from monai_adv.transforms import NormalizeNonzeroBatch
 from monai_adv.victims import Victim, load_victim
 from monai_adv.victims.checkpoint import file_hash
 
-KINDS = ("generator", "optimize", "control", "pgd", "fgsm")
+KINDS = ("generator", "refined", "optimize", "control", "pgd", "fgsm")
+LEARNED = ("generator", "refined", "control")
 LARGEST = 4.0  # eps in standard deviations
 SLICES = 16  # of a volume, for the classifier
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1, help="codes per case")
     parser.add_argument("--tolerance", type=float, default=0.01, help="of the drop; searches stop there")
     parser.add_argument("--optimize-steps", type=int, default=20)
+    parser.add_argument("--refine-steps", type=int, default=5, help="of the kind refined")
     parser.add_argument("--pgd-steps", type=int, default=5)
     parser.add_argument("--slices-drop", type=float, default=0.3, help="drop whose images the classifier gets to see")
     parser.add_argument("--summary", action="store_true")
@@ -78,8 +80,8 @@ def main() -> None:
         return
     if options.folder is None or options.checkpoint is None:
         parser.error("FOLDER and --checkpoint are needed, or --summary")
-    if options.generator is None and set(options.kinds) & {"generator", "control"}:
-        parser.error("--generator is needed for the kinds generator and control")
+    if options.generator is None and set(options.kinds) & set(LEARNED):
+        parser.error(f"--generator is needed for the kinds {', '.join(LEARNED)}")
     measure(options)
 
 
@@ -98,7 +100,7 @@ def measure(options: argparse.Namespace) -> None:
     for item in (items[i] for i in chosen):
         wanted = [
             {"subject": item["subject"], "victim": name, "dims": dims, "kind": kind, "drop": drop,
-             "generator": tag if kind in ("generator", "optimize", "control") else "none"}
+             "generator": tag if kind in (*LEARNED, "optimize") else "none"}
             for kind in options.kinds
             for drop in options.drops
         ]  # fmt: skip
@@ -162,6 +164,8 @@ class Subject:
             spec |= {"optimize": True, "steps": self.options.optimize_steps, "effect": effect}
         else:
             spec |= {"generator": self.generator, "control": kind == "control"}
+            if kind == "refined":
+                spec |= {"optimize": True, "steps": self.options.refine_steps}
         attack: Any = attacks.create("synthesis", **spec)
         found = attack(self.victim, self.image, self.label, spacing=self.spacing)
         told = {name: values[0] for name, values in found.details.items()}

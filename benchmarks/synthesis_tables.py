@@ -19,7 +19,7 @@ from monai_adv.studies.units import safe_name
 
 KEYS = ["subject", "victim", "dims", "generator", "kind", "drop"]
 EQUAL = 0.03  # of drops that count as the same
-PAIRS = [(kind, other) for kind in ("generator", "optimize") for other in ("pgd", "fgsm")]
+PAIRS = [(kind, other) for kind in ("generator", "refined", "optimize") for other in ("pgd", "fgsm")]
 
 
 def read(path: Path) -> pd.DataFrame | None:
@@ -75,7 +75,9 @@ def summary(output: Path, slices_drop: float, classifier_steps: int) -> str:
 
 
 def synthesised(table: pd.DataFrame) -> Any:
-    return table[table["kind"].isin(("generator", "optimize", "control"))].groupby(["victim", "dims", "generator"])
+    return table[table["kind"].isin(("generator", "refined", "optimize", "control"))].groupby(
+        ["victim", "dims", "generator"]
+    )
 
 
 def show(value: float) -> str:
