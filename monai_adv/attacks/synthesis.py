@@ -129,7 +129,7 @@ class SynthesisAttack(GeometricAttack):
         steps: int = 20,
         region: str = PRESENT,
         samples: int = 1,
-        s_max: float = 2.0,
+        s_max: float = 4.0,
         tolerance: float = 0.01,
         grid: int = 8,
         bisections: int = 8,

@@ -83,7 +83,7 @@ def test_the_drop_is_hit_for_every_case(dims, drop, head, optimize):
     size = attack.effect.size(result.parameters)
     assert told["magnitude"] == size.tolist()
     assert (size <= 1).all()
-    assert all(0 < scale <= 2 for scale in told["scale"])
+    assert all(0 < scale <= attack.s_max for scale in told["scale"])
     assert all(value > 0 for value in told["min_jacobian"])
     assert all(0 < mm <= 3 for mm in told["max_displacement_mm"])
     assert all(0 < share <= 0.5 + 1e-12 for share in told["max_bias"])
