@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, help="resample the scans to this voxel size in mm first")
     parser.add_argument("--drops", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--subjects", type=int, help="how many, spread over the folder; all by default")
+    parser.add_argument(
+        "--every", type=int, default=1, help="only every n-th, from the first: those left out of training"
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--samples", type=int, default=1, help="codes per case")
     parser.add_argument("--tolerance", type=float, default=0.01, help="of the drop; searches stop there")
@@ -93,7 +96,7 @@ def measure(options: argparse.Namespace) -> None:
     path = options.output / "cases.csv"
     tag = "none" if options.generator is None else f"{options.generator.stem}-{file_hash(options.generator)[:6]}"
     name = f"{victim.name}-{file_hash(options.checkpoint)[:6]}"
-    items = scan(options.folder).items
+    items = scan(options.folder).items[:: options.every]
     chosen = np.unique(
         np.linspace(0, len(items) - 1, min(options.subjects or len(items), len(items))).round().astype(int)
     )
