@@ -25,3 +25,7 @@ class CheckpointError(MonaiAdvError, ValueError):
 
 class NonFiniteError(MonaiAdvError, ArithmeticError):
     """An input, a logit, a loss or a gradient is NaN or infinite."""
+
+
+class RankError(MonaiAdvError, RuntimeError):
+    """One process of a ``torch.distributed`` group failed; raised in all of them, so that none waits for it."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from monai_adv.attacks import Attack, create
 from monai_adv.errors import ConfigError
+from monai_adv.inferers import spread_windows
 from monai_adv.victims import Victim
 
 
@@ -46,6 +47,13 @@ class DefendedVictim(Victim):
         other = copy.copy(self)
         other.inferer = super().resampled(spacing, working_spacing).inferer
         other.undefended = self.undefended.resampled(spacing, working_spacing)
+        return other
+
+    def distributed(self, process_group: torch.distributed.ProcessGroup | None = None) -> Victim:
+        """See :meth:`monai_adv.victims.Victim.distributed`; the undefended victim is spread too."""
+        other = copy.copy(self)
+        other.inferer = spread_windows(self.inferer, process_group)
+        other.undefended = self.undefended.distributed(process_group)
         return other
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from .convert import differentiable
+from .convert import differentiable, spread_windows
+from .distributed import DistributedSlidingWindowInferer
 from .resampled import ResampledInferer
 from .slices import SlicewiseInferer
 from .sliding_window import GradientSlidingWindowInferer
 
-__all__ = ["GradientSlidingWindowInferer", "ResampledInferer", "SlicewiseInferer", "differentiable"]
+__all__ = [
+    "DistributedSlidingWindowInferer",
+    "GradientSlidingWindowInferer",
+    "ResampledInferer",
+    "SlicewiseInferer",
+    "differentiable",
+    "spread_windows",
+]

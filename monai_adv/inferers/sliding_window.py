@@ -77,6 +77,8 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         torch.Size([1, 1, 12, 20])
     """
 
+    _own_tiling = False  # of a subclass: whether a pass without a gradient also goes through `_tile`
+
     def __init__(
         self,
         roi_size: Sequence[int] | int,
@@ -166,7 +168,7 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         Raises:
             ConfigError: where no logits can be told in what the network returned, or the support does not fit.
         """
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not self._own_tiling:
             predictor = functools.partial(_predict, network, inputs.untyped_storage().data_ptr())
             return cast(torch.Tensor, super().__call__(inputs, predictor, *args, **kwargs))
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
@@ -187,13 +189,10 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
 
         tiler = copy.copy(self)
         tiler.with_coord = True
-        run = WindowPass(
-            network, volume, self.sw_batch_size, self.keep_windows, self.with_coord, condition, self.sw_device
-        )
+        run = tiler._start(network, volume, self.with_coord, condition)
         with torch.no_grad():
-            stitched = SlidingWindowInferer.__call__(tiler, volume.detach(), run, *args, **kwargs)
-        logits = cast(torch.Tensor, stitched)  # the pass hands MONAI one tensor per window batch
-        if volume.requires_grad or run.leaves:
+            logits = tiler._tile(volume.detach(), run, *args, **kwargs)
+        if torch.is_grad_enabled() and (volume.requires_grad or run.leaves):
             importance = functools.partial(tiler._importance, run.window_shape, run.sw_device, volume.dtype)
             logits = stitch(run, logits, volume, importance, support)
         if any(padding):
@@ -202,6 +201,17 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
             like = MetaTensor([]).copy_meta_from(inputs, copy_attr=False)
             logits = convert_to_dst_type(logits, like, device=logits.device)[0]
         return logits
+
+    def _start(
+        self, network: Callable[..., Any], volume: torch.Tensor, with_coord: bool, condition: torch.Tensor | None
+    ) -> WindowPass:
+        """A pass over the windows of a (padded) volume."""
+        return WindowPass(network, volume, self.sw_batch_size, self.keep_windows, with_coord, condition, self.sw_device)
+
+    def _tile(self, volume: torch.Tensor, run: WindowPass, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The stitched logits of a pass, which MONAI's tiler goes through."""
+        # the pass hands MONAI one tensor per window batch
+        return cast(torch.Tensor, SlidingWindowInferer.__call__(self, volume, run, *args, **kwargs))
 
     def _padding(self, volume: torch.Tensor) -> list[int]:
         """What a volume smaller than the window is padded by, in the order of ``torch.nn.functional.pad``."""

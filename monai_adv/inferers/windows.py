@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ class WindowPass:
         self.keep = keep
         self.with_coord = with_coord
         self.condition = condition
+        self.graphs = torch.is_grad_enabled()
         self.wants_input = volume.requires_grad
         self.sw_device = torch.device(sw_device or volume.device)
         self.state = NetworkState(network, [volume.device, self.sw_device])
@@ -116,7 +117,7 @@ class WindowPass:
             window = window.clone()  # a view of the volume, which no network shall write into
         with self.state.observe() as snapshot:
             batch = Batch([tuple(w) for w in windows], snapshot)  # a copy: MONAI changes its own when it buffers
-            if first or self._room(len(self.batches)):
+            if self.graphs and (first or self._room(len(self.batches))):
                 batch.graph = self._run(window, batch.windows, condition)
                 logits = batch.graph.logits
                 self._learn(logits)
@@ -296,11 +297,14 @@ class WindowPass:
             importance = F.interpolate(importance, self.logits_shape, mode="nearest-exact")
         importance = importance.to(upstream.device)
         count = torch.zeros((1, 1, *upstream.shape[2:]), dtype=importance.dtype, device=upstream.device)
-        for batch in self.batches:
-            for window in batch.windows:
-                if window[0].start == 0:
-                    count[(slice(None), *self._place(window)[1:])] += importance
+        for window in self._windows():
+            if window[0].start == 0:
+                count[(slice(None), *self._place(window)[1:])] += importance
         return importance, count
+
+    def _windows(self) -> Iterable[Window]:
+        """Every window that is stitched into the logits, those of all images."""
+        return (window for batch in self.batches for window in batch.windows)
 
     def _share(self, upstream: torch.Tensor, window: Window, weight: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         place = self._place(window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from monai_adv.data.meta import plain as plain_tensor
 from monai_adv.errors import ConfigError, NonFiniteError
-from monai_adv.inferers import ResampledInferer
+from monai_adv.inferers import ResampledInferer, spread_windows
 from monai_adv.victims.guard import guard
 from monai_adv.victims.head import Head, as_head
 
@@ -197,6 +198,27 @@ class Victim:
             )
         inferer = ResampledInferer(self.inferer, spacing, working_spacing)
         return Victim(self.network, inferer, self.head, self.preprocessing, self.postprocessing, self.name, self.refine)
+
+    def distributed(self, process_group: torch.distributed.ProcessGroup | None = None) -> Victim:
+        """The same victim with the windows of one image computed by all ranks of a ``torch.distributed`` group.
+
+        Every rank calls it with the same image, and so attacks it with the same seed; each gets the same result. See
+        :class:`monai_adv.inferers.DistributedSlidingWindowInferer`.
+
+        Args:
+            process_group: the group; the default group if None.
+
+        Raises:
+            ConfigError: if the victim's inferer has no windows.
+
+        Example:
+            >>> from monai_adv.inferers import GradientSlidingWindowInferer
+            >>> Victim(nn.Conv3d(4, 4, 1), GradientSlidingWindowInferer(roi_size=32)).distributed()
+            Victim('network', Conv3d, DistributedSlidingWindowInferer, softmax)
+        """
+        other = copy.copy(self)
+        other.inferer = spread_windows(self.inferer, process_group)
+        return other
 
     def _protected(self) -> AbstractContextManager[Any]:
         if self._guarded:
