@@ -87,9 +87,9 @@ class SynthesisAttack(GeometricAttack):
         generator: checkpoint written by :func:`monai_adv.networks.save_generator`, or a
             :class:`monai_adv.networks.SynthesisGenerator`; None optimises from small random fields.
         drop: how much the Dice shall fall, in (0, 1].
-        optimize: refine the fields of every case by gradient, towards the drop from both sides; without a generator
+        optimize: refine the fields of every case by gradient until the drop is reached; without a generator
             there is no other way.
-        steps: gradient steps of ``optimize``.
+        steps: gradient steps of ``optimize``, at most.
         region: whose Dice: "present", the mean over the regions the moved truth has, or a region's name.
         samples: codes (random starts) that are tried until the drop is hit; what is nearest to it is returned.
         s_max: largest scale of the fields.
@@ -233,14 +233,18 @@ class SynthesisAttack(GeometricAttack):
         return self.effect.from_unit({k: raw[k] for k in self.effect.unit_limits() if k in raw}, run.clean, run.spacing)
 
     def _refined(self, run: Run, parameters: Parameters, sample: int) -> Parameters:
-        """Gradient steps towards the target from both sides, ever shorter ones."""
+        """Gradient steps, ever shorter ones, until the Dice is at its target or below: no field grows for nothing."""
         aim: _Aim = run.shared["aim"]
         parameters = self.effect.project(parameters, run.ball.eps)
         for step in range(self.steps):
             aim.scale, aim.folds = torch.ones_like(aim.clean), self._folds(run, parameters)
             slopes = self._slopes(run, parameters, sample)
+            short = aim.seen[run.trace[-1]["step"]][0] > aim.target
+            if not bool(short.any()):
+                break
             share = self._share() * (1 - step / self.steps)
-            parameters = self.effect.step(parameters, slopes, share, run.ball.eps)
+            stepped = self.effect.step(parameters, slopes, share, run.ball.eps)
+            parameters = {k: torch.where(_flat(short, v), v, parameters[k]) for k, v in stepped.items()}
         return parameters
 
     def _scaled_to_hit(self, run: Run, found: Parameters, sample: int) -> Tensor:
