@@ -98,7 +98,7 @@ def main() -> None:
     if given.phase:
         phase(given.phase, given.folder)
         return
-    print(f"{'units':>7} {'phase':<8}{'seconds':>9}{'CPU':>7}{'grown, MiB':>12}")
+    print(f"{'units':>7} {'phase':<7}{'seconds':>9}{'CPU':>7}{'grown, MiB':>12}")
     for units in given.units:
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), max(1, units // PER_SUBJECT))
@@ -106,7 +106,10 @@ def main() -> None:
                 command = [sys.executable, __file__, "--phase", name, "--folder", folder]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found = json.loads(done.stdout.splitlines()[-1])
-                print(f"{found['units']:>7} {name:<8}{found['seconds']:>9.2f}{found['cpu']:>7.2f}{found['grown']:>12.1f}", flush=True)
+                row = (
+                    f"{found['units']:>7} {name:<8}{found['seconds']:>9.2f}{found['cpu']:>7.2f}{found['grown']:>12.1f}"
+                )
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

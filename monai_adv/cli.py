@@ -22,6 +22,7 @@ from monai_adv import (
     cli_bundle,
     cli_certify,
     cli_convert,
+    cli_run,
     cli_synthesis,
     cli_train,
     cli_universal,
@@ -61,6 +62,11 @@ def main() -> None:
         app()
     except MonaiAdvError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except (OSError, MemoryError) as error:  # of the machine, not of the program: a name too long, a folder forbidden
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        what = f"{where}{getattr(error, 'strerror', None) or error or 'out of memory'}"
+        err.print(f"[bold red]error:[/] {_escape(what)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -139,45 +145,6 @@ def check(
 
 
 @app.command()
-def run(
-    study: Annotated[Path | None, typer.Argument(help="Study in YAML.")] = None,
-    report_: Annotated[bool, typer.Option("--report/--no-report", help="Tables, figures, report of a study.")] = True,
-    bundle: Annotated[Path | None, typer.Option(help="MONAI bundle to attack instead of a study.")] = None,
-    trust: Annotated[str | None, typer.Option(help="SHA-256 of the bundle's configuration, which is executed.")] = None,
-    attack: Annotated[str | None, typer.Option(help="Attack on the bundle; pgd if left out.")] = None,
-    eps: Annotated[list[float] | None, typer.Option(help="Its budget; may be repeated.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of threat or attack as key=value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; bundle_run if left out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first cases.")] = None,
-    override: Annotated[list[str] | None, typer.Option(help="Entry of the bundle's configuration, key=value.")] = None,
-    regions: Annotated[str | None, typer.Option(help="Output channels in order, TC,WT,ET, or {name: classes}.")] = None,
-    head: Annotated[str | None, typer.Option(help="sigmoid or softmax, where the bundle does not tell.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the bundle's network runs; cpu if left out.")] = None,
-) -> None:
-    """Run a study (victims x attacks x budgets x subjects), or attack a MONAI bundle on its own validation data.
-
-    Finished units are skipped. Example: monai-adv run study.yaml
-    """
-    options: dict[str, Any] = {"trust": trust, "attack": attack, "eps": eps, "option": option, "output": output,
-                               "limit": limit, "override": override, "regions": regions, "head": head,
-                               "device": device}  # fmt: skip
-    cli_bundle.require_one(study, bundle, options)
-    if bundle is not None:
-        cli_bundle.run(bundle, **options)
-        return
-    assert study is not None
-    from monai_adv.studies import load_study, run_study
-
-    config = load_study(study)
-    with _interruptible(), _bar("study") as update:
-        result = run_study(config, on_progress=_follow(update))
-    _finish(result)
-    if report_:
-        _compare_and_report(result.folder)
-    _complain(result.problems, again=False)
-
-
-@app.command()
 def compare(
     results: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folder, CSV of records, or *_raw.csv ...")],
     metric: Annotated[str | None, typer.Option(help="Metric to compare.")] = None,
@@ -228,6 +195,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run f
     Example: monai-adv report runs/brats
     """
     _compare_and_report(run_folder)
+    _record(run_folder)
 
 
 @app.command()
@@ -247,9 +215,9 @@ def demo(
     with _interruptible(), _bar("demo") as update:
         study = demo_study(folder, subjects=subjects, seed=seed, retrain=retrain, on_progress=update)
         result = run_study(study, on_progress=_follow(update))
+        cli_run.probe(study, _follow(update))
     _finish(result)
-    _compare_and_report(result.folder)
-    _complain(result.problems, again=False)
+    cli_run.conclude(result.folder, result.problems, report=True)
 
 
 cli_attacks.register(app)
@@ -257,6 +225,7 @@ cli_bundle.register(app)
 cli_ablation.register(app)
 cli_certify.register(app)
 cli_convert.register(app)
+cli_run.register(app)
 cli_synthesis.register(app)
 cli_train.register(app)
 cli_universal.register(app)
@@ -310,6 +279,17 @@ def _compare_and_report(folder: Path) -> None:
     out.print(f"report: {os.path.abspath(path)}", highlight=False, soft_wrap=True)
 
 
+def _record(folder: Path) -> None:
+    """Tell the study's trackers of a run; one that fails is a warning."""
+    from monai_adv.studies.config import StudyConfig
+    from monai_adv.studies.tracking import track
+    from monai_adv.studies.units import read_json
+
+    study = StudyConfig.model_validate(read_json(folder / "study.json")["study"])
+    for line in track(study, folder):
+        err.print(f"[yellow]{_escape(line)}[/]", highlight=False, soft_wrap=True)
+
+
 def _print_analysis(analysis: Any) -> None:
     for victim, comparison in analysis.comparisons.items():
         out.print(f"\n[bold]{_escape(victim)}[/]: every setting against {comparison.baseline}")
@@ -349,9 +329,11 @@ def _bar(title: str) -> Iterator[Any]:
 
 
 def _escape(text: str) -> str:
+    """Text as it is: no markup, and no control sequences, which a file name may hold, for the terminal."""
     from rich.markup import escape
 
-    return escape(text)
+    shown = (c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return escape("".join(shown))
 
 
 def _command() -> str:

@@ -44,20 +44,19 @@ def ablation(
 
     Example: monai-adv ablation BraTS2021 --checkpoint unet.pt -o ablation --steps 100
     """
-    import yaml
-
     from monai_adv import cli
     from monai_adv.cli_attacks import parse_options
     from monai_adv.studies.ablation import ablate, check_ablation_folder, summarise_ablation, write_ablation
+    from monai_adv.studies.plain_yaml import parse_yaml
     from monai_adv.studies.units import safe_name
     from monai_adv.visualize import ablation_figure, save_figure
 
-    options = parse_options(option)
+    options, aim = parse_options(option), parse_yaml(target, "--target")
     check_ablation_folder(output)
     rows, problems = [], []
     with cli._bar("ablation") as update:
         for done in ablate(
-            root, checkpoint, target=yaml.safe_load(target), mode=mode, steps=steps, eps=eps or [0.1], units=units,
+            root, checkpoint, target=aim, mode=mode, steps=steps, eps=eps or [0.1], units=units,
             options=options, subjects=subject, scheme=scheme, figures=figures, on_progress=update,
         ):  # fmt: skip
             if done.error:

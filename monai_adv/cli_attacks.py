@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from monai_adv.errors import ConfigError
 
@@ -23,12 +22,14 @@ def parse_options(texts: list[str] | None, name: str = "--option") -> dict[str, 
     Raises:
         ConfigError: names the one without a value.
     """
+    from monai_adv.studies.plain_yaml import parse_yaml
+
     options = {}
     for text in texts or []:
         key, separator, value = text.partition("=")
         if not separator:
             raise ConfigError(f"{name} {text!r} must be key=value")
-        options[key] = yaml.safe_load(value)
+        options[key] = parse_yaml(value, f"{name} {text!r}")
     return options
 
 

@@ -91,15 +91,11 @@ def _regions(text: str | None) -> Any:
     """``TC,WT,ET``, or YAML ``{WT: [1, 2, 3]}``."""
     if text is None:
         return None
-    import yaml
-
     if not text.lstrip().startswith("{"):
         return [name.strip() for name in text.split(",")]
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--regions {text!r} is not valid YAML: {error}") from error
-    return found
+    from monai_adv.studies.plain_yaml import parse_yaml
+
+    return parse_yaml(text, f"--regions {text!r}")
 
 
 def _say(found: Any) -> None:

@@ -45,16 +45,16 @@ def universal(
 
     Example: monai-adv universal BraTS2021 --checkpoint unet.pt -o universal --eps 0.1 --steps 40
     """
-    import yaml
-
     from monai_adv import cli
     from monai_adv.data import MODALITIES
+    from monai_adv.studies.plain_yaml import parse_yaml
     from monai_adv.studies.universal import ALL, study_universal
 
+    aim = None if target is None else parse_yaml(target, "--target")
     with cli._bar("universal") as update:
         result = study_universal(
             root, checkpoint, output, eps=eps, units=units, norm=norm, mode=mode,
-            target=None if target is None else yaml.safe_load(target), modalities=modality or (*MODALITIES, ALL),
+            target=aim, modalities=modality or (*MODALITIES, ALL),
             hold_out=hold_out, test_every=test_every, scheme=scheme, seed=seed, on_progress=update, steps=steps,
             batch=batch, step_size=step_size, loss=loss,
         )  # fmt: skip

@@ -81,7 +81,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object")
@@ -95,7 +95,7 @@ def bundle_folder(folder: str | Path) -> Path:
         ConfigError: if it has no ``configs`` folder.
     """
     path = Path(folder).resolve()
-    if not (path / "configs").is_dir():
+    if not os.path.isdir(path / "configs"):
         raise ConfigError(f"{folder} is no MONAI bundle: it has no folder configs/; give the folder that holds it")
     return path
 

@@ -17,6 +17,7 @@ from monai_adv.data.meta import plain, voxel_size
 from monai_adv.errors import ConfigError
 from monai_adv.handlers.records import case_rows, setting_label
 from monai_adv.handlers.shared import check_parts, check_sampler, gathered, processes, rank
+from monai_adv.stats.tables import csv_cell
 from monai_adv.victims import Head, as_head
 
 
@@ -109,7 +110,7 @@ class AttackRecordSaver:
         for index in range(len(label)):
             subject = self._subject(engine, index)
             setting = setting_label(attack.name, threat.eps, threat.units, threat.norm)
-            if (subject, setting) in self._seen:
+            if (csv_cell(subject), csv_cell(setting)) in self._seen:
                 raise ConfigError(f"{subject}, {setting} was recorded already: a duplicated case is a wrong p-value")
             rows: list[dict[str, Any]] = []
             one = slice(index, index + 1)
@@ -125,9 +126,10 @@ class AttackRecordSaver:
                     "units": threat.units,
                     "norm": threat.norm, "setting": setting_label(name, eps, threat.units, threat.norm), "status": "ok",
                 }  # fmt: skip
-                if (subject, identity["setting"]) in self._seen:
+                known = (csv_cell(subject), str(csv_cell(identity["setting"])))  # as the file has it
+                if known in self._seen:
                     continue  # the clean rows, recorded with another attack
-                self._seen.add((subject, str(identity["setting"])))
+                self._seen.add(known)
                 logits = plain(output[key])[one]
                 rows += case_rows(
                     identity,
@@ -168,7 +170,7 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=names)
         if new:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
 
 
 def _spacing(image: Tensor, index: int) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def read_stored(path: Path, kind: str, command: str) -> Any:
     Raises:
         CheckpointError: if it is missing or cannot be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise CheckpointError(f"{kind} {path} does not exist; train one with `{command}`")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

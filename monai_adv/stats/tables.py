@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .comparison import Comparison
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -38,6 +38,16 @@ _LATEX = {
 }
 
 
+def csv_cell(value: Any) -> Any:
+    """A value as it may stand in a CSV file: a text that a spreadsheet would compute gets a leading apostrophe.
+
+    Example:
+        >>> csv_cell("=1+1"), csv_cell("case-1"), csv_cell(-0.5)
+        ("'=1+1", 'case-1', -0.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
 def write_csv(frame: pd.DataFrame, path: str | Path | IO[str]) -> None:
     """Write a frame as CSV; a text that starts like a formula (= + - @) gets a leading apostrophe, numbers stay.
 
@@ -45,15 +55,11 @@ def write_csv(frame: pd.DataFrame, path: str | Path | IO[str]) -> None:
         frame: any table; its index is not written.
         path: file or text stream to write to.
     """
-
-    def quoted(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
     safe = frame.copy()
     for column in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[column].dtype):
-            safe[column] = safe[column].map(quoted)
-    safe.columns = [quoted(c) for c in safe.columns]
+            safe[column] = safe[column].map(csv_cell)
+    safe.columns = [csv_cell(c) for c in safe.columns]
     safe.to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
 
 

@@ -64,8 +64,8 @@ def analyse(
         ConfigError: if the records do not allow the comparison; the message says why.
     """
     config = config or CompareConfig()
-    given = records
-    records = records if declared is None else declared.tagged(records)
+    given = records if declared is None else declared.sorted(records)
+    records = given if declared is None else declared.tagged(given)
     if not records["region"].notna().any():
         raise ConfigError("no unit of this run has a result: nothing can be compared")
     options: dict[str, Any] = {
@@ -88,10 +88,9 @@ def analyse(
             notes.append(f"victim {victim} cannot be compared: {error}")
     if not comparisons:
         raise ConfigError("; ".join(notes))
-    if declared is not None:  # as the study lists them, and against its undefended victim
-        known_first = [name for name in declared.order() if name in comparisons]
-        comparisons = {name: comparisons[name] for name in dict.fromkeys([*known_first, *comparisons])}
     names = list(comparisons)
+    if declared is not None:  # against the undefended victim
+        names = list(dict.fromkeys([*(name for name in declared.order() if name in comparisons), *comparisons]))
     if len(names) > 1:
         known = records[records["victim"].isin(names)]
         scored = known[known["region"].notna()].groupby("victim")["subject"].unique()

@@ -18,7 +18,7 @@ from monai_adv.data.meta import plain, spacing_of
 from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError, WriteError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies.provenance import versions
-from monai_adv.studies.records import write_records
+from monai_adv.studies.records import in_order, write_records
 from monai_adv.studies.runner import Progress, StudyResult
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
 from monai_adv.victims.checkpoint import file_hash
@@ -74,7 +74,7 @@ def run_bundle(
     identity = {"sha256": bundle.sha256, "weights": file_hash(bundle.weights), "regions": bundle.head.regions,
                 "head": bundle.head.kind, "overrides": overrides}  # fmt: skip
     _claim(output, bundle, digest(identity))
-    expected: set[str] = set()
+    expected: list[tuple[dict[str, Any], str]] = []
     total = len(subjects) * (1 + len(budgets))
     try:
         for subject, item in zip(subjects, items):
@@ -83,14 +83,14 @@ def run_bundle(
             except DataError as error:
                 result.problems.append(f"{subject}: {error}")
                 continue
-            expected |= {key for group in groups for _, key in group}
+            expected += [unit for group in groups for unit in group]
             wanted = [u for group in groups for u in group if (store.read(*u) or {}).get("status") != "ok"]
             result.reused += sum(len(group) for group in groups) - len(wanted)
             if on_progress is not None and wanted:
                 on_progress(Progress(result.computed + result.reused, total, subject))
             _run_case(bundle, item, subject, attacker, wanted, store, result)
     finally:  # an interrupted run leaves its table too
-        write_records(output, store, expected)
+        write_records(output, in_order(store, expected))
         write_json(output / "problems.json", result.problems)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,10 @@ def item_hash(item: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     images = item["image"] if isinstance(item["image"], (list, tuple)) else [item["image"]]
     for path in [*images, item["label"]]:
-        digest.update(Path(path).read_bytes())
+        if not Path(path).is_file():  # a pipe would be waited for, a device never ends
+            raise FileNotFoundError(errno.ENOENT, "no such file, or no regular one", str(path))
+        with open(path, "rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
     digest.update(f"{item.get('scheme')}{item.get('channels')}".encode())
     return digest.hexdigest()

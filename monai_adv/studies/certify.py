@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Generator
 
+from monai_adv.data.files import inside
 from monai_adv.defenses import Certificate, certify
 from monai_adv.defenses.smoothing import check_options
 from monai_adv.errors import MonaiAdvError, WriteError
@@ -134,7 +135,7 @@ def _one(
     )
     scored = certificate.scores(label, outside)
     stem = safe_name(case.subject)
-    folder = output / stem
+    folder = inside(output, output / stem)
     paths = certificate.save(folder, case.native, f"{stem}_certified", case.restore)
     identity = {"subject": case.subject, "victim": victim.name, "resampled": resample}
     shared = {**identity, **certificate.describe(), "seed": seed}

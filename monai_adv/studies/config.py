@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from monai_adv.attacks import attack_class, create
 from monai_adv.errors import ConfigError, MonaiAdvError
 from monai_adv.studies.defended import KINDS
+from monai_adv.studies.oom import Step
+from monai_adv.studies.plain_yaml import parse_yaml
+from monai_adv.studies.trackers import MLflowConfig, TrackersConfig
+from monai_adv.studies.trackers import Strict as _Strict
+from monai_adv.studies.units import safe_name
 
 FILES = ("surrogate", "perturbation")  # options of attacks that name a file
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class DataConfig(_Strict):
@@ -190,8 +190,37 @@ class CompareConfig(_Strict):
     alternative: Literal["two-sided", "less", "greater"] = "two-sided"
 
 
+class ChecksConfig(_Strict):
+    """The automatic checks that compute something, see :func:`monai_adv.studies.probes.run_probes`.
+
+    Args:
+        probes: whether they are run; the checks of the table and of the stored units always are.
+        subjects: on how many subjects of the study, the smallest first.
+    """
+
+    probes: bool = True
+    subjects: int = Field(default=1, ge=1)
+
+
 class StudyConfig(_Strict):
-    """A study: victims x attacks x budgets x subjects."""
+    """A study: victims x attacks x budgets x subjects.
+
+    Args:
+        title: of the report.
+        data: the subjects.
+        victims: who is attacked.
+        attacks: how.
+        budgets: within what threat model.
+        seed: of every random number.
+        output: the run folder.
+        compare: the family of tests.
+        figures: what is drawn.
+        device: "cpu", "cuda" (of several processes each takes its own) or "cuda:1".
+        on_oom: what may be tried, in this order, when memory runs out: sw_batch_size (fewer windows per forward),
+            recompute (no window's graph is kept), stitch_cpu, cpu. Nothing if empty; each step is recorded with the
+            result, and the window and its overlap stay as they are.
+        trackers: TensorBoard or MLflow, see :class:`monai_adv.studies.trackers.TrackersConfig`.
+    """
 
     title: str = "Vulnerability of a segmentation network"
     data: DataConfig
@@ -202,7 +231,10 @@ class StudyConfig(_Strict):
     output: Path
     compare: CompareConfig = Field(default_factory=CompareConfig)
     figures: FigureConfig = Field(default_factory=FigureConfig)
+    checks: ChecksConfig = Field(default_factory=ChecksConfig)
     device: str = "cpu"
+    on_oom: list[Step] = Field(default_factory=list)
+    trackers: TrackersConfig = Field(default_factory=TrackersConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -212,8 +244,8 @@ class StudyConfig(_Strict):
         for attack in self.attacks:
             try:
                 own = attack.eps(self.budgets.eps)
-            except (MonaiAdvError, TypeError, ValueError) as error:
-                raise ValueError(f"attack {attack.title}: {error}") from error
+            except Exception as error:
+                raise ValueError(f"attack {attack.title}: {_told(error)}") from error
             if any(not value > 0 for value in own) or len(set(own)) != len(own):
                 raise ValueError(f"attack {attack.title}: eps must be different numbers > 0, got {own}")
             taken = sorted(set(attack.model_extra or {}) & (set(BudgetConfig.model_fields) - {"eps"}))
@@ -228,6 +260,10 @@ class StudyConfig(_Strict):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{what} named twice: {', '.join(twice)}; give them different names or labels")
+            files = [safe_name(n).casefold() for n in names]
+            alike = [n for n, file in zip(names, files) if files.count(file) > 1]
+            if alike:
+                raise ValueError(f"{what} {', '.join(map(repr, alike))} would share files: give them other names")
         if "clean" in [a.title for a in self.attacks]:
             raise ValueError("'clean' is scored always; leave it out of attacks")
         for attack in self.attacks:
@@ -236,8 +272,8 @@ class StudyConfig(_Strict):
                 raise ValueError(f"attack {attack.title}: only names no victim of the study: {', '.join(strangers)}")
             try:
                 self.create(attack, attack.eps(self.budgets.eps)[0])
-            except (MonaiAdvError, TypeError) as error:
-                raise ValueError(f"attack {attack.title}: {error}") from error
+            except Exception as error:  # whatever an attack makes of an option that means nothing
+                raise ValueError(f"attack {attack.title}: {_told(error)}") from error
         if self.figures.eps is not None and self.figures.eps not in self.budgets.eps:
             raise ValueError(f"figures.eps {self.figures.eps} is not one of the budgets {self.budgets.eps}")
         return self
@@ -256,6 +292,8 @@ class StudyConfig(_Strict):
             extra = set(target) - ({"subject"} if "subject" in target else {"file", "scheme"})
             if extra:
                 raise ConfigError(f"target {target}: write {{subject: name}} or {{file: path, scheme: name}}")
+            if not all(isinstance(value, str) for value in target.values()):
+                raise ConfigError(f"target {target}: its values must be text")
             options["target"] = "background"  # a mask on disk is read per subject and given in the call
         return create(attack.name, eps=eps, **{**shared, **options})
 
@@ -272,13 +310,17 @@ class StudyConfig(_Strict):
         Not title, output or figures; and not which subjects, attacks and budgets are taken, so that a study can grow
         in its folder (the key of every unit holds them, and the tables show what the study names).
         """
+        return hashlib.sha256(json.dumps(self.fingerprint_parts(), sort_keys=True).encode()).hexdigest()
+
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """What :meth:`fingerprint` is the hash of."""
         content = self.model_dump(mode="json", include={"data", "victims", "seed"}, exclude_defaults=True)
         content["data"] = {k: v for k, v in content["data"].items() if k not in ("subjects", "every")}
         content["data"]["root"] = str(self.data.root.resolve())
         for entry, victim in zip(content["victims"], self.victims):
             entry.pop("trust", None)  # whether the bundle may run; what it is stands in every unit's key
             entry["checkpoint" if victim.bundle is None else "bundle"] = str(victim.source.resolve())
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content
 
 
 def load_study(path: str | Path) -> StudyConfig:
@@ -288,20 +330,22 @@ def load_study(path: str | Path) -> StudyConfig:
         ConfigError: names the file, the key, and for an unknown key the nearest known one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"study {path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"study {path} is not valid YAML: {error}") from error
+        if not path.is_file():
+            raise ConfigError(f"study {path} does not exist")
+        content = parse_yaml(path.read_text(encoding="utf-8"), f"study {path}")
+    except OSError as error:
+        raise ConfigError(f"study {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"study {path} is no text in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"study {path} must be a mapping with the keys {', '.join(StudyConfig.model_fields)}")
     folder = path.parent
-    for entry in content.get("attacks") or []:
-        _resolve(entry, folder)
+    _resolve(content.get("attacks"), folder)
     study = study_from(content, where=str(path))
     study.data.root = folder / study.data.root
     study.output = folder / study.output
+    study.trackers = study.trackers.resolved(folder)
     for victim in study.victims:
         if victim.bundle is not None:
             victim.bundle = folder / victim.bundle
@@ -347,17 +391,25 @@ def study_from(content: dict[str, Any], where: str = "study") -> StudyConfig:
         raise ConfigError("\n".join(lines)) from error
 
 
+def _told(error: Exception) -> str:
+    """What an error says; with its kind where it was not meant for a reader."""
+    return str(error) if isinstance(error, (MonaiAdvError, TypeError)) else f"{type(error).__name__}: {error}"
+
+
 _SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "victims": VictimEntry,
     "budgets": BudgetConfig,
     "figures": FigureConfig,
     "compare": CompareConfig,
+    "checks": ChecksConfig,
+    "trackers": TrackersConfig,
+    "trackers.mlflow": MLflowConfig,
 }
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    section = _SECTIONS.get(str(location[0]), StudyConfig) if len(location) > 1 else StudyConfig
+    section = _SECTIONS.get(".".join(part for part in location[:-1] if isinstance(part, str)), StudyConfig)
     known = list(section.model_fields)
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

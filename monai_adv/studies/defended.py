@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from monai_adv.attacks import attack_class
+from monai_adv.data.labels import REGIONS
 from monai_adv.stats import holm, wilcoxon
 
 KINDS = ("none", "noise", "adversarial_training", "distillation", "purification", "smoothing")
@@ -114,6 +115,16 @@ class Declared:
         if not lacking:
             return records
         return records.assign(victim=[v + TAG if v in lacking else v for v in records["victim"]])
+
+    def sorted(self, records: pd.DataFrame) -> pd.DataFrame:
+        """Records with victims and attacks in the order of the study, the clean images first, regions as WT, TC, ET."""
+        orders = {"victim": list(self.kinds), "attack": ["clean", *self.attacks], "region": list(REGIONS)}
+        places = {
+            column: records[column].map({name: i for i, name in enumerate(names)}).fillna(len(names))
+            for column, names in orders.items()
+        }
+        by = ["victim", "attack", "subject", "eps", "region"]
+        return records.loc[records.assign(**places).sort_values(by, kind="stable").index].reset_index(drop=True)
 
     def order(self) -> list[str]:
         """Names of the victims in tables: the first undefended one, then the others as the study lists them."""

@@ -21,6 +21,7 @@ from monai_adv.data import (
     save_nifti,
     stored_type,
 )
+from monai_adv.data.files import inside
 from monai_adv.errors import ConfigError, MonaiAdvError, WriteError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
@@ -130,7 +131,7 @@ class _Job:
     resample: bool
 
     def one(self, item: Mapping[str, Any]) -> Exported:
-        folder = self.output / safe_name(item["subject"])
+        folder = inside(self.output, self.output / safe_name(item["subject"]))
         if folder.resolve() in {Path(path).resolve().parent for path in _sources(item)}:
             raise ConfigError(f"{folder} holds the source files: choose another output folder")
         case = cases.load(item, CONFIG)  # what `run` attacks: the same orientation, the same crop

@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
-from monai_adv.data import scan
-from monai_adv.errors import ConfigError, DataError, MonaiAdvError, NonFiniteError, WriteError
-from monai_adv.handlers import case_rows, setting_label
+from monai_adv.errors import ConfigError, MonaiAdvError, NonFiniteError, WriteError
+from monai_adv.handlers import case_rows
 from monai_adv.studies import cases
-from monai_adv.studies.config import FILES, AttackEntry, StudyConfig
+from monai_adv.studies.config import StudyConfig
+from monai_adv.studies.lock import run_lock
+from monai_adv.studies.merge import Failures, merge_study
+from monai_adv.studies.oom import Ladder, out_of_memory
+from monai_adv.studies.plan import Plan, Unit, find_items, study_settings, target_hashes
 from monai_adv.studies.provenance import versions
-from monai_adv.studies.records import write_records
+from monai_adv.studies.shards import Shard, process_device, usable_device
 from monai_adv.studies.units import SCHEMA, UnitStore, digest, read_json, write_json
 from monai_adv.studies.victims import at_spacing, defense_kind, load_entry
 from monai_adv.studies.volumes import save_volumes, volumes_key, volumes_path
@@ -25,6 +28,9 @@ from monai_adv.victims import Victim
 from monai_adv.victims.checkpoint import file_hash
 
 logger = logging.getLogger(__name__)
+
+PARTS = ("data", "victims", "seed")
+"""What makes a study a different one, see :meth:`StudyConfig.fingerprint`."""
 
 
 @dataclass
@@ -44,7 +50,7 @@ class StudyResult:
         folder: the run folder.
         computed: units computed now.
         reused: units found finished.
-        problems: one line per subject or unit that failed; empty if all is well.
+        problems: one line per subject or unit that failed, now or before; empty if all is well.
     """
 
     folder: Path
@@ -53,206 +59,215 @@ class StudyResult:
     problems: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """One unit: who is attacked by what, and the key under which its result counts."""
-
-    identity: dict[str, Any]
-    key: str
-    entry: AttackEntry | None
-
-    @property
-    def eps(self) -> float:
-        return float(self.identity["eps"])
-
-
-def run_study(study: StudyConfig, on_progress: Callable[[Progress], None] | None = None) -> StudyResult:
+def run_study(
+    study: StudyConfig,
+    on_progress: Callable[[Progress], None] | None = None,
+    *,
+    shard: Shard | None = None,
+    retry_failed: bool = False,
+    resume: bool = True,
+) -> StudyResult:
     """Compute every unfinished unit of a study and write the merged table.
 
     Finished units are reused: a unit is finished when its file is whole and its key (victim weights, case files,
-    setting, schema) matches. Failed ones are tried again. Everything is recorded in ``study.output``.
+    setting, schema) matches. One whose status is not "ok" is left as it is and named as a problem. Everything is
+    recorded in ``study.output``; a shard writes no tables, :func:`monai_adv.studies.merge_study` makes them.
 
     Args:
         study: the study.
         on_progress: called before each group of units.
+        shard: which part of the study this process computes; all of it if None.
+        retry_failed: compute units without a result again.
+        resume: False refuses a folder that has units already.
 
     Raises:
-        ConfigError: if the output folder belongs to a different study, or no subject is left.
+        ConfigError: if the output folder belongs to a different study, another process is at work on it, or no
+            subject is left.
         CheckpointError: if a victim cannot be loaded.
+        WriteError: if the folder cannot be written.
     """
-    items, by_subject, result = _prepare(study)
-    loaded = {v.name: load_entry(v, study.device) for v in study.victims}
-    victims = {name: victim for name, (victim, _) in loaded.items()}
-    hashes = {name: content for name, (_, content) in loaded.items()}
-    store = UnitStore(result.folder / "units")
-    montages = [item["subject"] for item in items[: study.figures.montages]]
-    runs = [len(a.eps(study.budgets.eps)) for a in study.attacks for victim in victims if a.runs_on(victim)]
-    total = len(items) * (len(victims) + sum(runs))
-    expected: set[str] = set()
-    try:
-        _run_items(study, items, by_subject, victims, hashes, store, montages, total, expected, result, on_progress)
-    finally:  # an interrupted run leaves its table too
-        write_records(result.folder, store, expected)
-        write_json(result.folder / "problems.json", result.problems)
+    shard = shard or Shard(1, 1)
+    with run_lock(study.output, shard):
+        store = UnitStore(study.output / "units")
+        if not resume and store.any():
+            raise ConfigError(f"{study.output} holds units already: leave --no-resume out to go on, or remove it")
+        if shard.whole:
+            _sweep(study.output)
+        plan = make_plan(study, shard, claim=True)
+        plan.read_keys()
+        plan.write(study.output)
+        result = StudyResult(study.output)
+        try:
+            failures = _run_units(plan, store, result, retry_failed, on_progress)
+        except WriteError:
+            raise
+        except BaseException:  # an interrupted run leaves its table too
+            if shard.whole:
+                merge_study(study.output, partial=True)
+            raise
+        result.problems = merge_study(study.output).problems if shard.whole else plan.problems + failures.lines()
     if on_progress is not None:
-        on_progress(Progress(total, total, "done"))
+        on_progress(Progress(plan.total, plan.total, "done"))
     return result
 
 
-def _run_items(
-    study: StudyConfig,
-    items: list[dict[str, Any]],
-    by_subject: dict[str, dict[str, Any]],
-    victims: dict[str, Victim],
-    hashes: dict[str, str],
-    store: UnitStore,
-    montages: list[str],
-    total: int,
-    expected: set[str],
-    result: StudyResult,
-    on_progress: Callable[[Progress], None] | None,
-) -> None:
-    """Every subject, victim and attack; ``expected`` collects the keys that belong to this run."""
-    masks = {a.title: _target_hash(a, by_subject) for a in study.attacks}
-    for item in items:
-        subject = item["subject"]
-        try:
-            case_hash = cases.item_hash(item)
-        except OSError as error:
-            result.problems.append(f"{subject}: cannot read {error.filename}: {error.strerror}")
-            continue
-        case: cases.Case | None = None
-        memory: dict[str, Any] | None = {} if len(victims) > 1 else None  # what attacks keep from victim to victim
-        for name, victim in victims.items():
-            for group in _groups(study, subject, name, hashes[name], case_hash, masks):
-                expected |= {unit.key for unit in group}
-                wanted = [u for u in group if not _finished(study, store, u, result.folder, subject in montages)]
-                result.reused += len(group) - len(wanted)
-                if not wanted:
-                    continue
-                if on_progress is not None:
-                    on_progress(Progress(result.computed + result.reused, total, f"{subject} {_title(wanted[0])}"))
-                open_units = list(wanted)
-                try:
-                    case = case or cases.load(item, study.data)
-                    for unit, content, volumes in _compute(study, victim, case, wanted, by_subject, memory):
-                        if volumes is not None and subject in montages and _drawn(study, unit):
-                            save_volumes(volumes_path(result.folder, unit.identity), volumes, unit.key)
-                        store.write(unit.identity, unit.key, content)
-                        open_units.remove(unit)
-                        result.computed += 1
-                except WriteError:
-                    raise  # the next unit could not be written either
-                except Exception as error:  # whatever one subject stumbles over, the others go on
-                    result.problems.append(_failed(store, open_units, error))
-                if case is None:
-                    break  # the subject cannot be loaded: said once, not for every setting
-            else:
-                continue
-            break
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes were writing; nobody else writes there now."""
+    for name in ("units", "volumes", "keys"):
+        for path in (folder / name).rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
-def _target_hash(entry: AttackEntry, items: dict[str, dict[str, Any]]) -> str | None:
-    """Hash of the mask that an attack aims at, where it comes from a file."""
-    files = [file_hash(path) for path in _files(entry.options)]
-    rule = entry.options.get("target")
-    if not isinstance(rule, dict) or not set(rule) & {"subject", "file"}:
-        return digest(files) if files else None
-    if "subject" in rule and rule["subject"] not in items:
-        raise ConfigError(
-            f"attack {entry.title}: target subject {rule['subject']!r} is not in the data: {', '.join(sorted(items))}"
-        )
-    path = rule["file"] if "file" in rule else items[rule["subject"]]["label"]
-    try:
-        return digest([file_hash(path), *files]) if files else file_hash(path)
-    except OSError as error:
-        raise ConfigError(f"attack {entry.title}: target {path} cannot be read: {error.strerror}") from error
+def make_plan(study: StudyConfig, shard: Shard | None = None, *, claim: bool = False) -> Plan:
+    """What a study consists of; its victims are loaded, on this process's device.
+
+    Args:
+        study: the study.
+        shard: this process's part; all of it if None.
+        claim: make the output folder this study's.
+
+    Raises:
+        ConfigError: if the folder belongs to a different study, or no subject is left.
+        CheckpointError: if a victim cannot be loaded.
+    """
+    items, by_subject, problems = find_items(study)
+    _require_same(study)
+    if claim:
+        _claim(study)
+    device = usable_device(process_device(study.device))
+    study = study if device == study.device else study.model_copy(update={"device": device})
+    loaded = {v.name: load_entry(v, device) for v in study.victims}
+    victims = {name: victim for name, (victim, _) in loaded.items()}
+    hashes = {name: content for name, (_, content) in loaded.items()}
+    groups = study_settings(study, victims, hashes, target_hashes(study, by_subject))
+    return Plan(study, items, by_subject, groups, victims, problems, shard or Shard(1, 1))
 
 
-def _files(options: Any) -> list[str]:
-    """Files that an attack's options name (a surrogate's checkpoint, a perturbation), also in attacks of attacks."""
-    if isinstance(options, list):
-        return [path for member in options for path in _files(member)]
-    if not isinstance(options, dict):
-        return []
-    own = [v for k, v in options.items() if k in FILES and isinstance(v, str)]
-    return own + [path for k in ("attack", "attacks") for path in _files(options.get(k))]
+def _require_same(study: StudyConfig) -> None:
+    """Refuse a run folder of another study, and say what differs."""
+    before = read_json(study.output / "study.json")
+    if not isinstance(before, dict) or before.get("fingerprint") == study.fingerprint():
+        return
+    parts, stored = study.fingerprint_parts(), before.get("parts")
+    if isinstance(stored, dict):
+        changed = [name for name in PARTS if (digest(parts[name]) if name in parts else None) != stored.get(name)]
+    else:  # of a version that did not store the parts
+        known, now = before.get("study") or {}, study.model_dump(mode="json")
+        changed = [name for name in PARTS if known.get(name) != now[name]]
+    what = ", ".join(changed) or "paths"
+    verb = "differs" if len(changed) == 1 and changed != ["victims"] else "differ"
+    raise ConfigError(
+        f"{study.output} holds the results of a different study ({what} {verb}); give this one another output folder, "
+        "or remove that folder"
+    )
 
 
-def _prepare(study: StudyConfig) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], StudyResult]:
-    """The items to run, every usable item of the folder by subject (targets may be others), and the result so far."""
-    found = scan(study.data.root, study.data.scheme)
-    result = StudyResult(study.output)
-    problems = [str(p) for p in found.problems if p.severity == "error"]
-    names = sorted({i["subject"] for i in found.items} | {p.subject for p in found.problems if p.subject})
-    if study.data.every is not None:
-        names = names[:: study.data.every]
-    if study.data.subjects is not None:
-        missing = sorted(set(study.data.subjects) - set(names))
-        if missing:
-            raise ConfigError(f"subjects {', '.join(missing)} are not in {study.data.root}")
-        names = list(study.data.subjects)
-    items = [item for item in found.items if item["subject"] in names]
-    result.problems += [p for p, f in zip(problems, (q for q in found.problems if q.severity == "error"))
-                        if not f.subject or f.subject in names]  # fmt: skip
-    if not items:
-        raise DataError("\n".join([f"no usable subject in {study.data.root}", *problems]))
+def _claim(study: StudyConfig) -> None:
     setup = study.output / "study.json"
-    content = {"schema": SCHEMA, "fingerprint": study.fingerprint(), "study": study.model_dump(mode="json"),
-               "defenses": {v.name: defense_kind(v) for v in study.victims}, "versions": versions()}  # fmt: skip
-    before = read_json(setup)
-    if before is not None and before.get("fingerprint") != content["fingerprint"]:
-        raise ConfigError(
-            f"{study.output} holds the results of a different study (data, victims or seed differ); "
-            "give this one another output folder, or remove that folder"
-        )
-    write_json(setup, content)
-    return items, {item["subject"]: item for item in found.items}, result
+    parts = {name: digest(part) for name, part in study.fingerprint_parts().items()}
+    content = {"schema": SCHEMA, "fingerprint": study.fingerprint(), "parts": parts,
+               "study": study.model_dump(mode="json"),
+               "defenses": {v.name: defense_kind(v) for v in study.victims},
+               "hashes": {v.name: file_hash(v.source) for v in study.victims if v.source.is_file()},
+               "versions": versions()}  # fmt: skip
+    if read_json(setup) != content:  # shards write the same
+        write_json(setup, content)
 
 
-def _groups(
-    study: StudyConfig,
-    subject: str,
-    victim: str,
-    victim_hash: str,
-    case_hash: str,
-    masks: dict[str, str | None],
-) -> Iterator[list[_Unit]]:
-    """Units of one subject and victim, those of one attack together: they share passes."""
-    budgets = study.budgets
-    data = study.data.model_dump(mode="json", include={"orientation", "crop"})
-    # what a description of the threat does not tell: support, bounds, slope of the stored values
-    changed = budgets.model_dump(mode="json", exclude={"eps", "units", "norm"}, exclude_defaults=True)
-    for entry in (None, *(a for a in study.attacks if a.runs_on(victim))):
-        group = []
-        for eps in [0.0] if entry is None else entry.eps(budgets.eps):
-            title = "clean" if entry is None else entry.title
-            attack = None if entry is None else study.create(entry, eps)
-            units, norm = (budgets.units, budgets.norm) if attack is None else (attack.threat.units, attack.threat.norm)
-            identity = {
-                "subject": subject, "victim": victim, "attack": title,
-                "method": "clean" if entry is None else entry.name, "eps": eps, "units": units,
-                "norm": norm, "setting": setting_label(title, eps, units, norm),
-            }  # fmt: skip
-            told = None if entry is None else entry.model_dump(exclude={"only"})  # who else gets it decides nothing
-            described = None if told is None or attack is None else attack.parameters() | told
-            mask = masks.get(title)
-            about = data if entry is None or not changed else {**data, "budgets": changed}
-            key = digest([SCHEMA, identity, victim_hash, case_hash, described, mask, about, study.seed])
-            group.append(_Unit(identity, key, entry))
-        yield group
+def _run_units(
+    plan: Plan,
+    store: UnitStore,
+    result: StudyResult,
+    retry_failed: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> Failures:
+    """Every unit of this process that is not finished."""
+    study, failures = plan.study, Failures()
+    montages = [item["subject"] for item in plan.items[: study.figures.montages]]
+    for item, groups in plan.units():
+        subject = item["subject"]
+        case: cases.Case | None = None
+        broken: Exception | None = None
+        memory: dict[str, Any] | None = {} if len(plan.victims) > 1 else None  # what attacks keep between victims
+        for group in groups:
+            wanted = []
+            for unit in group:
+                content = _finished(study, store, unit, result.folder, subject in montages, retry_failed)
+                if content is None:
+                    wanted.append(unit)
+                else:
+                    result.reused += 1
+                    failures.add(content)
+            if not wanted:
+                continue
+            if on_progress is not None:
+                on_progress(Progress(result.computed + result.reused, plan.total, f"{subject} {_title(wanted[0])}"))
+            if case is None and broken is None:
+                try:
+                    case = cases.load(item, study.data)
+                except Exception as error:
+                    broken = error  # the subject cannot be loaded: said once, not tried for every setting
+            if case is None:
+                assert broken is not None
+                status = "failed" if wanted[0].entry is None else "skipped"
+                _failed(store, wanted, broken, failures, status)
+                continue
+            _run_group(plan, store, case, wanted, memory, result, failures, subject in montages)
+    return failures
 
 
-def _finished(study: StudyConfig, store: UnitStore, unit: _Unit, folder: Path, drawn: bool) -> bool:
+def _run_group(
+    plan: Plan,
+    store: UnitStore,
+    case: cases.Case,
+    units: list[Unit],
+    memory: dict[str, Any] | None,
+    result: StudyResult,
+    failures: Failures,
+    drawn: bool,
+) -> None:
+    """Compute and store units of one attack; out of memory, with less of it where the study allows that."""
+    study, victim, left = plan.study, plan.victims[units[0].setting.victim], list(units)
+    with Ladder(victim, study.on_oom, study.device) as ladder:
+        while left:
+            here = study if ladder.device == study.device else study.model_copy(update={"device": ladder.device})
+            # a random victim's numbers go on from budget to budget: each is its own, whatever was computed before it
+            together = left[:1] if victim.random else left
+            try:
+                for unit, content, volumes in _compute(here, victim, case, list(together), plan.by_subject, memory):
+                    if volumes is not None and drawn and _drawn(study, unit):
+                        save_volumes(volumes_path(result.folder, unit.identity), volumes, unit.key)
+                    store.write(
+                        unit.identity, unit.key, content | ({"oom_steps": ladder.taken} if ladder.taken else {})
+                    )
+                    left.remove(unit)
+                    result.computed += 1
+                continue
+            except WriteError:
+                raise  # the next unit could not be written either
+            except Exception as error:  # whatever one subject stumbles over, the others go on
+                if not (out_of_memory(error) and study.on_oom):
+                    _failed(store, left, error, failures)
+                    return
+                problem: Exception = error.with_traceback(None)  # its frames hold what memory is short of
+            if not ladder.down():
+                _failed(store, left, problem, failures)
+                return
+
+
+def _finished(
+    study: StudyConfig, store: UnitStore, unit: Unit, folder: Path, drawn: bool, retry_failed: bool
+) -> dict[str, Any] | None:
+    """What is stored of a unit, or None if it is to be computed."""
     content = store.read(unit.identity, unit.key)
-    if content is None or content["status"] != "ok":
-        return False
-    if drawn and _drawn(study, unit):
-        return volumes_key(volumes_path(folder, unit.identity)) == unit.key
-    return True
+    if content is None or (content["status"] != "ok" and retry_failed):
+        return None
+    if content["status"] == "ok" and drawn and _drawn(study, unit):
+        return content if volumes_key(volumes_path(folder, unit.identity)) == unit.key else None
+    return content
 
 
-def _drawn(study: StudyConfig, unit: _Unit) -> bool:
+def _drawn(study: StudyConfig, unit: Unit) -> bool:
     """Whether a montage shows this unit: the clean images, and one budget of each attack."""
     return unit.entry is None or unit.eps == study.drawn_eps(unit.entry.title)
 
@@ -261,10 +276,10 @@ def _compute(
     study: StudyConfig,
     victim: Victim,
     case: cases.Case,
-    units: list[_Unit],
+    units: list[Unit],
     items: dict[str, dict[str, Any]],
     memory: dict[str, Any] | None,
-) -> Iterator[tuple[_Unit, dict[str, Any], dict[str, Any] | None]]:
+) -> Iterator[tuple[Unit, dict[str, Any], dict[str, Any] | None]]:
     """Results of the units of one attack: content to store and volumes to draw."""
     victim = _at_spacing(study, victim, case)
     image = case.image.to(study.device)
@@ -314,7 +329,7 @@ def _at_spacing(study: StudyConfig, victim: Victim, case: cases.Case) -> Victim:
 
 
 def _rows(
-    unit: _Unit,
+    unit: Unit,
     victim: Victim,
     case: cases.Case,
     label: torch.Tensor,
@@ -355,24 +370,20 @@ def _volumes(case: cases.Case, image: torch.Tensor, prediction: torch.Tensor, vi
     }
 
 
-def _failed(store: UnitStore, units: list[_Unit], error: Exception) -> str:
+def _failed(
+    store: UnitStore, units: list[Unit], error: Exception, failures: Failures, status: str | None = None
+) -> None:
     """Record why units have no result; the others go on."""
-    if isinstance(error, NonFiniteError):
-        status = "invalid_nonfinite"
-    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        status = "oom"
-    else:
-        status = "failed"
+    if status is None:
+        status = "invalid_nonfinite" if isinstance(error, NonFiniteError) else "failed"
+        status = "oom" if out_of_memory(error) else status
     if not isinstance(error, MonaiAdvError):
-        logger.debug("%s", traceback.format_exc())
-    for unit in units:
-        store.write(
-            unit.identity, unit.key, {"status": status, "error": str(error) or type(error).__name__, "rows": []}
-        )
-    subject = units[0].identity["subject"]
-    where = subject if isinstance(error, DataError) else f"{subject}, {_title(units[0])}"
-    return f"{where}: {status}: {error}"
+        logger.debug("%s", "".join(traceback.format_exception(error)))
+    for unit in reversed(units):  # stopped in between, the first one, which fails again, is still to be done
+        content = {"status": status, "error": str(error) or type(error).__name__, "rows": []}
+        store.write(unit.identity, unit.key, content)
+        failures.add({"identity": unit.identity, **content})
 
 
-def _title(unit: _Unit) -> str:
-    return f"{unit.identity['victim']} {unit.identity['attack']}"
+def _title(unit: Unit) -> str:
+    return f"{unit.setting.victim} {unit.setting.attack}"

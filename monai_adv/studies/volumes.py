@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from monai_adv.data.files import write_atomic
+from monai_adv.data.files import inside, write_atomic
 from monai_adv.studies.units import digest, safe_name
 
 
 def volumes_path(folder: Path, identity: Mapping[str, Any]) -> Path:
     """File of a unit's volumes in a run folder."""
     name = safe_name(f"{identity['victim']}_{identity['attack']}_{identity['eps']:g}")
-    return folder / "volumes" / safe_name(str(identity["subject"])) / f"{name}-{digest(identity)[:10]}.npz"
+    path = folder / "volumes" / safe_name(str(identity["subject"])) / f"{name}-{digest(identity)[:10]}.npz"
+    return inside(folder / "volumes", path)
 
 
 def save_volumes(path: Path, volumes: Mapping[str, Any], key: str) -> None:
@@ -37,7 +38,7 @@ def volumes_key(path: Path) -> str | None:
 def load_volumes(path: Path) -> dict[str, Any] | None:
     """Arrays of a unit, or None if the file is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:  # closed if it is damaged too
             return {name: content[name] for name in content.files}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None

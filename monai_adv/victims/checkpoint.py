@@ -16,7 +16,7 @@ from torch import nn
 
 from monai_adv import __version__
 from monai_adv.data.files import atomic_file
-from monai_adv.errors import CheckpointError, ConfigError
+from monai_adv.errors import CheckpointError, ConfigError, MonaiAdvError
 from monai_adv.inferers import GradientSlidingWindowInferer, SlicewiseInferer
 from monai_adv.networks import build_network, spatial_dims
 from monai_adv.networks.stored import read_stored, require_finite
@@ -106,7 +106,7 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, VictimConfig]:
     try:
         config = VictimConfig(**content["config"])
         network = build_network(config.network)
-    except (KeyError, TypeError, ConfigError) as error:
+    except Exception as error:  # a missing key, or whatever a network makes of arguments that mean nothing
         raise CheckpointError(f"checkpoint {path}: its configuration is not one of this version: {error}") from error
     try:
         state = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
@@ -196,7 +196,12 @@ def load_victim(
             raise CheckpointError(f"{key!r} cannot be changed in a stored victim: use one of {', '.join(changeable)}")
         if value is not None:
             setattr(config, key, value)
-    return build_victim(network, config, name=name or Path(path).stem, device=device, keep_windows=keep_windows)
+    try:
+        return build_victim(network, config, name=name or Path(path).stem, device=device, keep_windows=keep_windows)
+    except MonaiAdvError:
+        raise
+    except Exception as error:  # whatever libraries make of a stored option that means nothing
+        raise CheckpointError(f"checkpoint {path}: its pipeline cannot be built: {error}") from error
 
 
 def file_hash(path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def read_checkpoint_file(path: str | Path) -> Any:
         CheckpointError: if the file is missing, damaged, or holds more than tensors and plain data.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"weights {path} do not exist; download them, or give another file as weights=")
     try:
         if path.suffix == ".safetensors":

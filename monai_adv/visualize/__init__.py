@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from .ablation import ablation_figure
-from .curves import dice_curves
+from .curves import curve_table, dice_curves
+from .heatmap import drop_heatmap, drop_table
 from .montage import montage
-from .paired import paired_plot, verdict_text
+from .paired import paired_plot, paired_table, verdict_text
 from .report import LIMITATIONS, write_report
 from .slices import AxialView, most_changed_slice
 from .style import save_figure
 from .synthesis import synthesis_figure
+from .viewer import Drawn, ViewerContent, viewer_content
 
 __all__ = [
     "LIMITATIONS",
     "AxialView",
+    "Drawn",
+    "ViewerContent",
     "ablation_figure",
+    "curve_table",
     "dice_curves",
+    "drop_heatmap",
+    "drop_table",
     "montage",
     "most_changed_slice",
     "paired_plot",
+    "paired_table",
     "save_figure",
     "synthesis_figure",
     "verdict_text",
+    "viewer_content",
     "write_report",
 ]

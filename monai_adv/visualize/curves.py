@@ -22,6 +22,41 @@ _UNITS = {
 _LOG_FROM = 16  # from this ratio of the largest to the smallest budget on, a linear axis hides the small ones
 
 
+def curve_table(records: Records, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Mean Dice over subjects with its interval for every victim, region, attack and budget: what the curves draw.
+
+    Args:
+        records: see `dice_curves`.
+        confidence: of the intervals (percentile bootstrap over subjects).
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns victim, region, attack, eps, n, mean, low, high; no interval for a single subject.
+
+    Raises:
+        ValueError: if columns are missing or no row has a value.
+    """
+    frame = tidy(records, ["subject", "attack", "eps", "region", "dice"])
+    frame = frame.assign(dice=measured(frame, "dice", "subject"), attack=frame["attack"].astype(str))
+    kept = frame[frame["dice"].notna()]
+    if kept.empty:
+        raise ValueError("No record has a Dice value to draw; all units failed or were excluded.")
+    kept = kept.assign(
+        attack=_line_names(kept),
+        victim=kept["victim"].astype(str) if "victim" in kept else "",
+        region=kept["region"].astype(str),
+        eps=kept["eps"].astype(float),
+    )
+    keys = ["victim", "region", "attack", "eps"]
+    values = kept.groupby([*keys, "subject"], sort=False)["dice"].mean()
+    rows = [
+        (*key, len(part), *_interval(part.to_numpy(), confidence, resamples, seed))
+        for key, part in values.groupby(keys, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*keys, "n", "mean", "low", "high"])
+
+
 def dice_curves(records: Records, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Figure:
     """Draw the mean Dice over subjects against eps: a panel per region, a line per attack.
 
@@ -43,22 +78,12 @@ def dice_curves(records: Records, *, confidence: float = 0.95, resamples: int = 
     Raises:
         ValueError: if columns are missing, no row has a value, or budgets are in several units.
     """
-    frame = tidy(records, ["subject", "attack", "eps", "region", "dice"])
-    frame = frame.assign(dice=measured(frame, "dice", "subject"), attack=frame["attack"].astype(str))
-    units = _one_unit(frame)
-    kept = frame[frame["dice"].notna()]
-    if kept.empty:
-        raise ValueError("No record has a Dice value to draw; all units failed or were excluded.")
-    kept = kept.assign(
-        line=_line_names(kept),
-        victim=kept["victim"].astype(str) if "victim" in kept else "",
-    )
-    values = kept.groupby(["victim", "region", "line", "attack", "eps", "subject"], sort=False)["dice"].mean()
-    table = values.reset_index()
-    victims, regions = list(dict.fromkeys(table["victim"])), list(dict.fromkeys(table["region"].astype(str)))
-    attacks = in_order([line for line in table["line"] if line != "clean"])
+    units = _one_unit(tidy(records, ["subject", "attack", "eps", "region", "dice"]))
+    table = curve_table(records, confidence=confidence, resamples=resamples, seed=seed)
+    victims, regions = list(dict.fromkeys(table["victim"])), list(dict.fromkeys(table["region"]))
+    attacks = in_order([line for line in table["attack"] if line != "clean"])
     styles = attack_styles(attacks)
-    budgets = np.sort(table.loc[table["attack"] != "clean", "eps"].astype(float).unique())
+    budgets = np.sort(table.loc[table["attack"] != "clean", "eps"].unique())
     positive = budgets[budgets > 0]
     logarithmic = positive.size > 1 and positive[-1] / positive[0] > _LOG_FROM
 
@@ -69,8 +94,8 @@ def dice_curves(records: Records, *, confidence: float = 0.95, resamples: int = 
         for row, victim in enumerate(victims):
             for column, region in enumerate(regions):
                 axes = grid[row, column]
-                part = table[(table["victim"] == victim) & (table["region"].astype(str) == region)]
-                _panel(axes, part, attacks, styles, logarithmic, confidence, resamples, seed)
+                part = table[(table["victim"] == victim) & (table["region"] == region)]
+                _panel(axes, part, attacks, styles, logarithmic)
                 name = f"{victim}: {region}" if len(victims) > 1 else region
                 axes.set_title(f"{name} ({_count(part)})")
                 if column == 0:
@@ -112,40 +137,33 @@ def _line_names(frame: pd.DataFrame) -> pd.Series:
 
 def _count(part: pd.DataFrame) -> str:
     """Number of subjects, as a range where settings differ in it."""
-    counts = part.groupby(["line", "eps"])["subject"].nunique()
-    if counts.empty:
+    if part.empty:
         return "n = 0"
-    low, high = int(counts.min()), int(counts.max())
+    low, high = int(part["n"].min()), int(part["n"].max())
     return f"n = {low}" if low == high else f"n = {low} to {high}"
 
 
+def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float, float]:
+    """Mean and percentile bootstrap interval of the mean."""
+    if values.size < 2:
+        return float(values.mean()), float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
+    low, high = np.quantile(values[draws].mean(axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
+    return float(values.mean()), float(low), float(high)
+
+
 def _panel(
-    axes: Axes,
-    part: pd.DataFrame,
-    attacks: list[str],
-    styles: dict[str, dict[str, Any]],
-    logarithmic: bool,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    axes: Axes, part: pd.DataFrame, attacks: list[str], styles: dict[str, dict[str, Any]], logarithmic: bool
 ) -> None:
     """One region: clean level, one line and band per attack."""
-
-    def interval(values: np.ndarray) -> tuple[float, float, float]:
-        if values.size < 2:
-            return float(values.mean()), float("nan"), float("nan")
-        draws = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
-        low, high = np.quantile(values[draws].mean(axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
-        return float(values.mean()), float(low), float(high)
-
-    clean = part.loc[part["attack"] == "clean", "dice"].to_numpy()
-    level = interval(clean) if clean.size else None
+    shown = ["eps", "mean", "low", "high"]
+    clean = part.loc[part["attack"] == "clean", shown]
+    level = None if clean.empty else tuple(clean.iloc[0][1:])
     if level:
         axes.axhline(level[0], color=CLEAN, linewidth=1.0, zorder=1, label="clean")
     for attack in attacks:
-        rows = part[part["line"] == attack]
-        budgets = rows["eps"].astype(float)
-        points = [(eps, *interval(rows.loc[budgets == eps, "dice"].to_numpy())) for eps in np.sort(budgets.unique())]
+        rows = part[part["attack"] == attack].sort_values("eps")
+        points = [tuple(row) for row in rows[shown].itertuples(index=False)]
         if level and not logarithmic and points and points[0][0] > 0:
             points.insert(0, (0.0, *level))  # no budget, no change: every attack starts at the clean level
         if not points:

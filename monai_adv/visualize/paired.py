@@ -1,4 +1,4 @@
-"""The subjects behind a comparison: paired points, boxes and the adjusted p-values."""
+"""The subjects behind a comparison: paired rainclouds and the adjusted p-values."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ from .style import CLEAN, PALETTE, RC, attack_styles, in_order
 
 _METRICS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95 (mm)", "ssim": "SSIM", "psnr": "PSNR (dB)"}
 _COLUMNS = 4  # more panels than this are set in rows of three
+_VIOLIN_FROM = 4  # values
+_WIDEST = 14.5  # inches: beyond that letters are too small on a page
 _STEP = 0.115  # height of a bracket as a share of the metric's span
 
 
 def paired_plot(records: Records, comparison: Any, eps: float | None = None) -> Figure:
     """Draw every subject's metric over the settings that a comparison compared, and what the tests said.
 
-    A panel per stratum (as a rule the region). Points of one subject are joined; boxes hold the quartiles, whiskers
-    reach to the last point within 1.5 box lengths. Brackets run from the baseline to each setting and carry the
-    Holm-adjusted p: stars only where the comparison's verdict is significant (* p <= alpha, ** p <= .01,
-    *** p <= .001), "n.s." where not, "n too small" where no p-value could have been significant or none is claimed.
+    A panel per stratum (as a rule the region), a raincloud per setting (Allen et al. 2019): points, those of one
+    subject joined; a box with the quartiles, whiskers to the last point within 1.5 box lengths; to its right half a
+    violin, the kernel density estimate between the smallest and the largest value. Brackets run from the baseline to
+    each setting and carry the Holm-adjusted p: stars only where the comparison's verdict is significant (* p <= alpha,
+    ** p <= .01, *** p <= .001), "n.s." where not, "n too small" where no p-value could have been significant or none
+    is claimed.
 
     Args:
         records: the tidy records that were compared.
@@ -45,28 +49,16 @@ def paired_plot(records: Records, comparison: Any, eps: float | None = None) -> 
         ValueError: if the records lack a column or hold no value, or no setting has this eps.
     """
     by, strata, metric = tuple(comparison.by), tuple(comparison.strata), str(comparison.metric)
-    frame = tidy(records, [*by, *strata, metric, "subject"])
-    frame = frame.assign(**{metric: measured(frame, metric, "subject")})
-    table = comparison.table
-    frame, table = _at_budget(frame, eps), _at_budget(table, eps, like=frame)
-    if not frame[metric].notna().any():
-        raise ValueError(f"No record has a value of {metric} to draw.")
-    settings = _settings(frame, by)
-    compared = {tuple(row) for row in table[list(by)].itertuples(index=False)}
-    baselines = [setting for setting in settings if setting not in compared]
-    baseline = next((s for s in baselines if str(comparison.baseline) in (label(by, s), label(by, s[:1]))), None)
-    settings = [s for s in settings if s in compared or s == baseline]
-    if baseline is not None:
-        settings.sort(key=lambda setting: setting != baseline)
+    frame, table, settings, baseline = _selected(records, comparison, eps)
     panels = list(dict.fromkeys(frame[list(strata)].itertuples(index=False, name=None))) if strata else [()]
 
     names, budget = _names(settings, by)
 
     with matplotlib.rc_context(RC):
-        width = max(2.6, 0.72 * len(settings) + 0.5)
-        columns = len(panels) if len(panels) <= _COLUMNS else 3
+        width = max(2.8, 0.8 * len(settings) + 0.5)
+        columns = min(len(panels) if len(panels) <= _COLUMNS else 3, max(1, int(_WIDEST // width)))
         rows = math.ceil(len(panels) / columns)
-        size = (width * columns + 0.5, (3.6 + 0.17 * len(settings)) * rows)
+        size = (width * columns + 0.5, (3.4 + 0.24 * len(settings)) * rows)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for unused in grid.ravel()[len(panels) :]:
@@ -100,6 +92,46 @@ def paired_plot(records: Records, comparison: Any, eps: float | None = None) -> 
         test = f"brackets: Wilcoxon signed-rank against {names[0]}, Holm-adjusted p" if baseline else ""
         figure.supxlabel("; ".join(part for part in (budget, test) if part), fontsize=8, color="#555555")
     return figure
+
+
+def paired_table(records: Records, comparison: Any, eps: float | None = None) -> pd.DataFrame:
+    """The values that `paired_plot` draws: one row per stratum, setting and subject.
+
+    Args:
+        records: see `paired_plot`.
+        comparison: see `paired_plot`.
+        eps: see `paired_plot`.
+
+    Returns:
+        Columns of the strata and of the settings, ``subject``, and the metric; rows without a value are left out.
+    """
+    by, strata, metric = tuple(comparison.by), tuple(comparison.strata), str(comparison.metric)
+    frame, _, settings, _ = _selected(records, comparison, eps)
+    keys = [*strata, *by, "subject"]
+    means = frame.groupby(keys, sort=False)[metric].mean().dropna().reset_index()
+    drawn = [row in settings for row in means[list(by)].itertuples(index=False, name=None)]
+    return means[drawn].reset_index(drop=True)
+
+
+def _selected(
+    records: Records, comparison: Any, eps: float | None
+) -> tuple[pd.DataFrame, pd.DataFrame, list[tuple[Any, ...]], tuple[Any, ...] | None]:
+    """Records and rows of the comparison at the wanted budget, the settings to draw, and the baseline among them."""
+    by, strata, metric = tuple(comparison.by), tuple(comparison.strata), str(comparison.metric)
+    frame = tidy(records, [*by, *strata, metric, "subject"])
+    frame = frame.assign(**{metric: measured(frame, metric, "subject")})
+    table = comparison.table
+    frame, table = _at_budget(frame, eps), _at_budget(table, eps, like=frame)
+    if not frame[metric].notna().any():
+        raise ValueError(f"No record has a value of {metric} to draw.")
+    settings = _settings(frame, by)
+    compared = {tuple(row) for row in table[list(by)].itertuples(index=False)}
+    baselines = [setting for setting in settings if setting not in compared]
+    baseline = next((s for s in baselines if str(comparison.baseline) in (label(by, s), label(by, s[:1]))), None)
+    settings = [s for s in settings if s in compared or s == baseline]
+    if baseline is not None:
+        settings.sort(key=lambda setting: setting != baseline)
+    return frame, table, settings, baseline
 
 
 def verdict_text(row: Any, alpha: float = 0.05) -> str:
@@ -205,7 +237,7 @@ def _count(wide: np.ndarray) -> str:
 
 
 def _points(axes: Axes, wide: np.ndarray, colours: Sequence[str]) -> None:
-    """Joined points and boxes."""
+    """Joined points, boxes, and half a violin to the right of each box."""
     positions = np.arange(wide.shape[1])
     for values in wide:
         axes.plot(positions, values, color="#9a9a9a", linewidth=0.6, alpha=0.7, zorder=1)
@@ -218,7 +250,7 @@ def _points(axes: Axes, wide: np.ndarray, colours: Sequence[str]) -> None:
             axes.boxplot(
                 [values],
                 positions=[position],
-                widths=0.46,
+                widths=0.2,
                 showfliers=False,
                 patch_artist=True,
                 boxprops={"facecolor": colour, "alpha": 0.16, "edgecolor": colour},
@@ -228,7 +260,13 @@ def _points(axes: Axes, wide: np.ndarray, colours: Sequence[str]) -> None:
                 manage_ticks=False,
                 zorder=2,
             )
-    axes.set_xlim(-0.6, wide.shape[1] - 0.4)
+        if values.size >= _VIOLIN_FROM and np.ptp(values) > 1e-9:  # a density of fewer or of equal values says nothing
+            parts = axes.violinplot(
+                [values], positions=[position + 0.14], widths=0.66, side="high", showextrema=False, points=80
+            )
+            for body in parts["bodies"]:  # type: ignore[attr-defined]
+                body.set(facecolor=colour, edgecolor="none", alpha=0.3, zorder=1)
+    axes.set_xlim(-0.45, wide.shape[1] - 0.4)
 
 
 def _span(values: pd.Series, metric: str) -> tuple[float, float]:

@@ -1,24 +1,31 @@
-"""The self-contained HTML report of a study: one file, nothing loaded from elsewhere."""
+"""The self-contained HTML report: one file, nothing loaded from elsewhere, a volume viewer and tables inside."""
 
 from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
+import json
 import math
 import os
+import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from monai_adv.data.files import atomic_file
 from monai_adv.stats import tables as stats_tables
 
 from .style import figure_bytes
+from .viewer import LEGEND, ViewerContent
 
 LIMITATIONS = (
     "These numbers describe the vulnerability of one pipeline under the threat model stated above, on these subjects. "
@@ -32,6 +39,7 @@ LIMITATIONS = (
 )
 """What every report says about the reach of its results."""
 
+_ZOOM = 0.75  # pixels of the page per pixel of a figure
 _STATUS = {"PASS": "pass", "WARN": "warn", "FAIL": "fail", "NOT RUN": "notrun"}
 
 
@@ -42,15 +50,19 @@ def write_report(
     summary: str | Sequence[str],
     threat: Mapping[str, Any],
     tables: Mapping[str, Any] | Sequence[tuple[str, Any]],
-    figures: Mapping[str, Figure] | Sequence[tuple[str, Figure]],
+    figures: Mapping[str, Figure | bytes] | Sequence[tuple[str, Figure | bytes]],
     provenance: Mapping[str, Any],
     checks: pd.DataFrame | Iterable[Mapping[str, Any]] | None = None,
     limitations: Sequence[str] = LIMITATIONS,
+    pictures: Mapping[str, Figure | bytes] | Sequence[tuple[str, Figure | bytes]] = (),
+    viewer: ViewerContent | None = None,
+    subjects: pd.DataFrame | None = None,
 ) -> Path:
-    """Write the report as one HTML file that needs no network, no script and no other file.
+    """Write the report as one HTML file that needs no network and no other file, and can be read without its scripts.
 
     Every string is escaped. Figures are embedded as PNG. A content security policy in the page forbids anything to
-    be loaded. The file appears complete or not at all.
+    be loaded, and any script but those of this package (they are named by their SHA-256). The file appears complete
+    or not at all.
 
     Args:
         path: the .html file; missing folders are made.
@@ -59,13 +71,17 @@ def write_report(
         threat: what was attacked and how: victim, threat model (norm, budgets, units, support), attacks with their
             parameters. A mapping or a list of mappings as value becomes a nested table.
         tables: caption -> DataFrame (its index is not shown) or Comparison of `monai_adv.stats` (with its notes).
-        figures: caption -> figure.
+        figures: caption -> figure, or its PNG.
         provenance: versions, seeds, hashes, commands. Values that span several lines or stand under a key that
             contains "command" are set as code.
         checks: automatic checks as rows with ``check`` (or ``name``), ``status`` (PASS, WARN, FAIL, NOT RUN) and any
             further columns, such as ``value``, ``threshold``, ``n``, ``note``. With None the report says that no
             check was run.
         limitations: paragraphs on what the results do not say.
+        pictures: caption -> figure of a single subject; they stand below the viewer and are all there is of volumes
+            where a browser has no WebGL 2.
+        viewer: volumes to scroll through, see `viewer_content`; no viewer if None.
+        subjects: a table that the reader sorts and filters (by its columns of text); None for no such table.
 
     Returns:
         The path.
@@ -81,16 +97,28 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    scrolled = viewer is not None and bool(viewer.scenes)
+    scripts = {
+        "tables": _script("templates/tables.js") if subjects is not None else None,
+        "viewer": _script("templates/viewer.js") if scrolled else None,
+        "niivue": _script("assets/niivue/niivue.umd.js") if scrolled else None,
+    }
     page = environment.get_template("report.html.j2").render(
         title=title,
         written=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        policy=_policy([text for text in scripts.values() if text is not None]),
+        style=_script("templates/report.css"),
+        scripts=scripts,
         summary=[summary] if isinstance(summary, str) else list(summary),
         threat=[_entry(key, value) for key, value in threat.items()],
         tables=[_table(caption, content) for caption, content in _pairs(tables)],
-        figures=[
-            {"caption": caption, "png": base64.b64encode(figure_bytes(figure)).decode("ascii")}
-            for caption, figure in _pairs(figures)
-        ],
+        figures=[_figure(caption, figure) for caption, figure in _pairs(figures)],
+        pictures=[_figure(caption, figure, 1.0) for caption, figure in _pairs(pictures)],
+        viewer=viewer,
+        viewer_data=_json({"scenes": viewer.scenes, "classes": LEGEND}) if viewer is not None and scrolled else None,
+        legend=LEGEND,
+        licence=_read("assets/niivue/LICENSE") + "\n" + _read("assets/niivue/THIRD_PARTY.txt") if scrolled else None,
+        subject_data=None if subjects is None else _json(_sortable(subjects)),
         checks=None if checks is None else _checks(checks),
         provenance=[_entry(key, value) for key, value in provenance.items()],
         limitations=list(limitations),
@@ -105,13 +133,70 @@ def _pairs(items: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> list[tuple[s
     return list(items.items()) if isinstance(items, Mapping) else [(caption, item) for caption, item in items]
 
 
+def _figure(caption: str, figure: Figure | bytes, zoom: float = _ZOOM) -> dict[str, Any]:
+    """A figure as base64, with the size at which its letters are as large as the page's."""
+    png = figure if isinstance(figure, bytes) else figure_bytes(figure)
+    width, height = (round(zoom * n) for n in struct.unpack(">II", png[16:24]))  # of the PNG's first chunk
+    return {"caption": caption, "png": base64.b64encode(png).decode("ascii"), "width": width, "height": height}
+
+
+def _read(name: str) -> str:
+    return (resources.files("monai_adv.visualize") / name).read_text(encoding="utf-8")
+
+
+def _script(name: str) -> Markup:
+    """A script or style of this package, as it stands in the page.
+
+    Raises:
+        ValueError: if it holds what would end its element.
+    """
+    text = _read(name)
+    if re.search(r"</style" if name.endswith(".css") else r"</script|<!--", text, re.IGNORECASE):
+        raise ValueError(f"{name} cannot stand inside a page: it holds the end of an element")
+    return Markup(text)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Content security policy: nothing is loaded, only the given scripts run."""
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
+    rules = ["default-src 'none'", "img-src data: blob:", "style-src 'unsafe-inline'", "base-uri 'none'",
+             "form-action 'none'"]  # fmt: skip
+    if scripts:
+        rules += [f"script-src {' '.join(hashes)}", "connect-src data: blob:"]
+    return "; ".join(rules)
+
+
+def _json(content: Any) -> Markup:
+    """Plain data for a script element: nothing in it can end the element."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _sortable(frame: pd.DataFrame) -> dict[str, Any]:
+    """A table as numbers and text, the decimals of each column (None for text) and the columns to filter by."""
+    columns: list[list[Any]] = []
+    digits: list[int | None] = []
+    for name in frame.columns:
+        values = frame[name]
+        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+            shown = 0 if pd.api.types.is_integer_dtype(values) else 3 if values.abs().max() < 10 else 2
+            columns.append([round(float(v), 6) if math.isfinite(v) else None for v in values.astype(float)])
+            digits.append(shown)
+        else:
+            columns.append([None if pd.isna(v) else str(v) for v in values])
+            digits.append(None)
+    few = [i for i, c in enumerate(columns) if i and digits[i] is None and len(set(c)) <= 200]
+    return {"headers": [str(c).replace("_", " ") for c in frame.columns], "digits": digits, "filters": few,
+            "rows": [list(row) for row in zip(*columns)]}  # fmt: skip
+
+
 def _entry(key: str, value: Any) -> dict[str, Any]:
     """One line of a list of facts: text, code or a nested table."""
     if isinstance(value, Mapping):
         rows = [[str(name), _text(entry)] for name, entry in value.items()]
         return {"key": key, "kind": "rows", "value": {"headers": [], "rows": rows, "numeric": [False, False]}}
     if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
-        return {"key": key, "kind": "rows", "value": _cells(pd.DataFrame(list(value)))}
+        return {"key": key, "kind": "rows", "value": frame_cells(pd.DataFrame(list(value)))}
     text = _text(value)
     return {"key": key, "kind": "code" if "\n" in text or "command" in key.lower() else "text", "value": text}
 
@@ -119,13 +204,13 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 def _table(caption: str, content: Any) -> dict[str, Any]:
     """A table ready to print: a frame, or a comparison with its notes."""
     if isinstance(content, pd.DataFrame):
-        return {"caption": caption, "notes": [], **_cells(content)}
+        return {"caption": caption, "notes": [], **frame_cells(content)}
     headers, rows = stats_tables.display(content)
     numeric = [all(_looks_numeric(row[column]) for row in rows) for column in range(len(headers))]
     return {"caption": caption, "notes": list(content.notes), "headers": headers, "rows": rows, "numeric": numeric}
 
 
-def _cells(frame: pd.DataFrame) -> dict[str, Any]:
+def frame_cells(frame: pd.DataFrame) -> dict[str, Any]:
     """Headers and cells of a frame as text."""
     names = [str(column) for column in frame.columns]
     columns = [_column(name, list(frame.iloc[:, index])) for index, name in enumerate(names)]
@@ -192,4 +277,4 @@ def _checks(checks: pd.DataFrame | Iterable[Mapping[str, Any]]) -> dict[str, Any
     order = [name for name in ("status", "check", "name") if name in frame]
     frame = frame.assign(status=statuses)[[*order, *(c for c in frame.columns if c not in order)]]
     counts = [{"status": s, "kind": _STATUS[s], "number": statuses.count(s)} for s in _STATUS if s in statuses]
-    return {**_cells(frame), "statuses": [_STATUS[status] for status in statuses], "counts": counts}
+    return {**frame_cells(frame), "statuses": [_STATUS[status] for status in statuses], "counts": counts}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from builders import make_cohort
+from recorded_run import make_recorded_run
 from victims_on_disk import tiny_checkpoint
 
 
@@ -26,3 +27,9 @@ def content(tmp_path: Path, checkpoint: Path) -> dict[str, Any]:
         "figures": {"montages": 1},
         "output": str(tmp_path / "run"),
     }
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """The folder of a run with its summary; copy it to change it."""
+    return make_recorded_run(tmp_path_factory.mktemp("recorded"), checkpoint)

@@ -6,11 +6,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from builders import case_file, make_case, rewrite
+from builders import case_file, make_case, make_cohort, rewrite
 
+from monai_adv.data import scan
 from monai_adv.errors import CheckpointError, ConfigError, DataError, MonaiAdvError
 from monai_adv.studies import cases, read_records, run_study, runner, study_from
 from monai_adv.studies.analysis import analyse
@@ -34,7 +34,7 @@ def test_a_study_records_every_subject_setting_and_region(content: dict[str, Any
     means = table[table["eps"].isin([0, 0.8])].groupby("attack")["dice"].mean()
     assert means["clean"] > means["fgsm"] > means["ifgsm"]
     assert means["noise"] > means["fgsm"]
-    assert {c.status for c in run_checks(table)} == {"PASS"}
+    assert {c.status for c in run_checks(table)} <= {"PASS", "NOT RUN"}
 
 
 def test_a_second_run_computes_nothing_and_changes_nothing(content: dict[str, Any], tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(content: dict[str, An
 
 def test_lost_and_damaged_units_are_computed_again_to_the_same_numbers(content: dict[str, Any], tmp_path: Path) -> None:
     run_study(study_from(content))
-    before = read_records(tmp_path / "run").drop(columns="seconds")
+    before = (tmp_path / "run" / "records.csv").read_bytes()
     units = sorted((tmp_path / "run" / "units").rglob("*.json"))
     units[2].unlink()
     units[5].write_bytes(units[5].read_bytes()[:-40])
@@ -57,10 +57,7 @@ def test_lost_and_damaged_units_are_computed_again_to_the_same_numbers(content: 
     volume.unlink()
     result = run_study(study_from(content))
     assert result.computed == 3
-    after = read_records(tmp_path / "run").drop(columns="seconds")
-    # the passes that several budgets share are counted in the first one of a call
-    counted = ["forwards", "backwards"]
-    pd.testing.assert_frame_equal(before.drop(columns=counted), after.drop(columns=counted))
+    assert (tmp_path / "run" / "records.csv").read_bytes() == before
 
 
 def test_a_study_grows_in_its_folder(content: dict[str, Any], tmp_path: Path) -> None:
@@ -91,8 +88,16 @@ def test_a_changed_case_or_victim_is_not_mistaken_for_a_finished_one(content: di
     run_study(study_from(content))
     make_case(tmp_path / "data", "BraTS2021_00001", seed=77)
     assert run_study(study_from(content)).computed == 7
-    with pytest.raises(ConfigError, match="a different study"):
+    with pytest.raises(ConfigError, match=r"a different study \(seed differs\)"):
         run_study(study_from({**content, "seed": 5}))
+    (tmp_path / "other").mkdir()
+    make_cohort(tmp_path / "other", 2)
+    other = {**content, "data": {"root": str(tmp_path / "other")}}
+    with pytest.raises(ConfigError, match=r"a different study \(data differs\)"):
+        run_study(study_from(other))
+    twin = {**content["victims"][0], "overlap": 0.5}
+    with pytest.raises(ConfigError, match=r"a different study \(victims, seed differ\)"):
+        run_study(study_from({**content, "victims": [twin], "seed": 5}))
 
 
 def test_a_bad_subject_costs_itself_only(content: dict[str, Any], tmp_path: Path) -> None:
@@ -105,7 +110,9 @@ def test_a_bad_subject_costs_itself_only(content: dict[str, Any], tmp_path: Path
     table = read_records(tmp_path / "run")
     assert set(table.loc[table["status"] == "ok", "subject"]) == {"BraTS2021_00000", "BraTS2021_00002"}
     failed = table[table["subject"] == "BraTS2021_00001"]
-    assert (failed["status"] == "failed").all()
+    assert dict(zip(failed["attack"], failed["status"])) == {
+        "clean": "failed", "noise": "skipped", "fgsm": "skipped", "ifgsm": "skipped"
+    }  # fmt: skip
     assert failed["region"].isna().all()
 
 
@@ -149,7 +156,7 @@ def test_no_usable_subject_and_missing_checkpoints_are_errors(content: dict[str,
 
 def test_an_output_that_cannot_be_written_stops_with_advice(content: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(MonaiAdvError, match=r"cannot write .*study\.json"):
+    with pytest.raises(MonaiAdvError, match=r"cannot write .*run\.lock"):
         run_study(study_from({**content, "output": str(tmp_path / "file" / "run")}))
 
 
@@ -222,7 +229,7 @@ def test_what_was_oriented_and_cropped_comes_back_to_the_files_grid(tmp_path: Pa
 
     for role in ("T1", "T1c", "T2", "FLAIR", "label"):
         rewrite(empty_the_near_end)(case_file(tmp_path, "BraTS2021_00000", role))
-    item = runner.scan(tmp_path).items[0]
+    item = scan(tmp_path).items[0]
     case = cases.load(item, DataConfig(root=tmp_path, crop=1))
     assert any(side.start > 0 for side in case.box)
     assert case.image[0, 0].numel() < case.whole[0].numel()
@@ -244,7 +251,7 @@ def test_a_target_from_another_subject_is_on_this_subjects_grid(content: dict[st
     content["budgets"] = {"eps": [3.0]}
     result = run_study(study_from(content))
     assert result.problems == []
-    found = {item["subject"]: item for item in runner.scan(tmp_path / "data").items}
+    found = {item["subject"]: item for item in scan(tmp_path / "data").items}
     study = study_from(content)
     head = Head("softmax")
     own = cases.load(found["BraTS2021_00002"], study.data)
@@ -266,7 +273,7 @@ def test_label_voxels_outside_the_crop_count_as_missed(tmp_path: Path) -> None:
         return array, affine
 
     rewrite(stray)(path)
-    item = runner.scan(tmp_path).items[0]
+    item = scan(tmp_path).items[0]
     case = cases.load(item, DataConfig(root=tmp_path, crop=0))
     assert case.outside.tolist() == [2]
     assert case.truth_outside(Head("softmax")) == {"WT": 1, "TC": 0, "ET": 0}

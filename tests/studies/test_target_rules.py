@@ -16,10 +16,11 @@ from monai.inferers import SimpleInferer
 
 from monai_adv import attacks
 from monai_adv.attacks import run as attack_run
+from monai_adv.data import scan
 from monai_adv.engines import AttackIteration
 from monai_adv.errors import ConfigError
 from monai_adv.losses import edits, make_target
-from monai_adv.studies import cases, read_records, run_study, runner, study_from
+from monai_adv.studies import cases, read_records, run_study, study_from
 from monai_adv.transforms import Attackd
 from monai_adv.victims import Head, Victim
 
@@ -54,7 +55,7 @@ def test_a_study_grows_the_lesion_by_mm(content: dict[str, Any], tmp_path: Path,
     assert (read_records(tmp_path / "run")["status"] == "ok").all()
     grown = [m for m in made if m["rule"] == {"grow": 4}]
     assert len(grown) == 2
-    items = {item["subject"]: item for item in runner.scan(tmp_path / "coarse").items}
+    items = {item["subject"]: item for item in scan(tmp_path / "coarse").items}
     for found, item in zip(grown, items.values()):
         case = cases.load(item, study.data)
         assert found["spacing"] == pytest.approx(SIZE)

@@ -42,6 +42,16 @@ def test_a_changed_number_is_not_trusted(tmp_path: Path) -> None:
     assert store.read(UNIT, "key") is None
 
 
+def test_a_unit_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
+    store = UnitStore(tmp_path)
+    body = {"schema": 1, "key": "key", "identity": UNIT, "status": "ok", "rows": [{"dice": 0.5}]}
+    store.path(UNIT).parent.mkdir()
+    for change, known in (("0.5", True), ("0.6", False)):
+        text = json.dumps({**body, "checksum": digest(body)}, indent=1)  # of the content, not of the bytes
+        store.path(UNIT).write_text(text.replace("0.5", change))
+        assert (store.read(UNIT, "key") is not None) == known
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "..", "", "x" * 500, "=cmd|' /C calc'!A0"])
 def test_names_never_leave_the_folder(tmp_path: Path, name: str) -> None:
     store = UnitStore(tmp_path / "units")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from small_run import make_run
 
 SLOPES = {"noise": 0.1, "fgsm": 2.0, "ifgsm": 4.0}
 
@@ -39,3 +41,9 @@ def make_records(
 def records() -> Callable[..., pd.DataFrame]:
     """The maker of records."""
     return make_records
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small real run with its report."""
+    return make_run(tmp_path_factory.mktemp("small"))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from monai_adv.visualize import dice_curves
+from monai_adv.visualize import curve_table, dice_curves
 from monai_adv.visualize.style import CONTROL, attack_styles
 
 Maker = Callable[..., pd.DataFrame]
@@ -60,6 +60,18 @@ def test_bands_are_bootstrap_intervals_of_the_mean(records: Maker) -> None:
     assert np.ptp(narrower) < np.ptp(edges)
     np.testing.assert_array_equal(band(dice_curves(frame).axes[0], 0), edges)  # seeded
     assert not np.array_equal(band(dice_curves(frame, seed=1).axes[0], 0), edges)
+
+
+def test_the_table_holds_what_is_drawn(records: Maker) -> None:
+    frame = records(victims=("b", "a"))
+    table = curve_table(frame)
+    assert list(dict.fromkeys(table["victim"])) == ["b", "a"]
+    row = table[(table["victim"] == "a") & (table["region"] == "ET") & (table["attack"] == "fgsm")].set_index("eps")
+    axes = dice_curves(frame).axes[3]
+    np.testing.assert_allclose(lines(axes)["fgsm"].get_ydata()[1:], row.loc[[0.05, 0.1], "mean"])
+    assert (row["low"] < row["mean"]).all()
+    assert (row["mean"] < row["high"]).all()
+    assert (table["n"] == 8).all()
 
 
 def test_failed_units_are_left_out_and_counted(records: Maker) -> None:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from monai_adv.stats import Comparison, compare
-from monai_adv.visualize import paired_plot, verdict_text
+from monai_adv.visualize import paired_plot, paired_table, verdict_text
 
 Maker = Callable[..., pd.DataFrame]
 
@@ -61,6 +61,34 @@ def test_medians_are_those_of_the_table(records: Maker) -> None:
     assert medians[0.0] == pytest.approx(rows["baseline_median"].iloc[0])
     for position, attack in enumerate(("noise", "ifgsm", "fgsm"), start=1):
         assert medians[float(position)] == pytest.approx(rows.loc[attack, "median"])
+
+
+def test_a_half_violin_stands_right_of_every_box(records: Maker) -> None:
+    frame = records(budgets=(0.1,))
+    axes = paired_plot(frame, compared(frame)).axes[0]
+    bodies = [b.get_paths()[0].vertices for b in axes.collections]
+    assert len(bodies) == 4
+    for position, (attack, body) in enumerate(zip(("clean", "noise", "ifgsm", "fgsm"), bodies)):
+        values = frame[(frame["attack"] == attack) & (frame["region"] == "WT")]["dice"]
+        assert body[:, 0].min() > position
+        assert body[:, 0].max() < position + 0.6
+        assert (body[:, 1].min(), body[:, 1].max()) == pytest.approx((values.min(), values.max()))
+    few = records(subjects=3, budgets=(0.1,))
+    assert not paired_plot(few, compared(few)).axes[0].collections  # no density of three values
+    flat = frame.assign(dice=0.5)
+    assert not paired_plot(flat, compared(flat)).axes[0].collections
+
+
+def test_the_table_holds_what_is_drawn(records: Maker) -> None:
+    frame = records()
+    comparison = compared(frame, by=("attack", "eps"), family=("attack", "eps", "region"))
+    other = frame[frame["attack"] == "fgsm"].assign(attack="not compared")
+    table = paired_table(pd.concat([frame, other]), comparison, eps=0.05)
+    assert set(table["eps"]) == {0.0, 0.05}
+    assert len(table) == 2 * 4 * 8
+    one = table[(table["attack"] == "fgsm") & (table["region"] == "ET") & (table["subject"] == "s3")]
+    same = frame[(frame["attack"] == "fgsm") & (frame["region"] == "ET") & (frame["subject"] == "s3")]
+    assert one["dice"].tolist() == same[same["eps"] == 0.05]["dice"].tolist()
 
 
 def test_too_few_subjects_make_no_claim(records: Maker) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 import stat
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from matplotlib.figure import Figure
 
 from monai_adv.errors import DataError
 from monai_adv.stats import compare
-from monai_adv.visualize import LIMITATIONS, dice_curves, save_figure, write_report
+from monai_adv.visualize import LIMITATIONS, dice_curves, report, save_figure, write_report
+from monai_adv.visualize.viewer import ViewerContent
 
 HOSTILE = "<script>alert('x')</script><img src=\"http://evil.example/x.png\" onerror=alert(1)>&\"'{{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -49,7 +53,7 @@ class Page(HTMLParser):
         self.pieces.append(" ")
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.pieces.append(data)
 
     def values(self, attribute: str) -> list[str]:
@@ -119,7 +123,40 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
     assert all(value.startswith("#") for value in page.values("href"))
     assert {value[1:] for value in page.values("href")} <= set(page.values("id"))
     policies = [value for value in page.values("content") if "default-src" in value]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policies == [
+        "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ]
+
+
+def test_only_scripts_of_the_package_may_run(tmp_path: Path) -> None:
+    """The policy names exactly the scripts that the page holds to be run."""
+    subjects = pd.DataFrame({"subject": ["a"], "dice": [0.5]})
+    viewer = ViewerContent(["AAAA"], [{"subject": "a", "victim": "v", "settings": []}], ["a note"])
+    html = write_report(tmp_path / "r.html", **content(subjects=subjects, viewer=viewer)).read_text(encoding="utf-8")
+    policy = next(value for value in Page(html).values("content") if "default-src" in value)
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    run = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    run += re.findall(r'<script type="text/plain" id="niivue-script">(.*?)</script>', html, re.DOTALL)
+    assert len(run) == 3
+    assert {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in run} == allowed
+    assert "unsafe" not in policy.split("script-src")[1]
+    assert "a note" in Page(html).text
+    assert "Copyright (c) 2021, Niivue" in Page(html).text
+
+
+def test_the_vendored_script_is_the_released_one() -> None:
+    folder = resources.files("monai_adv.visualize") / "assets" / "niivue"
+    digest = hashlib.sha256((folder / "niivue.umd.js").read_bytes()).hexdigest()
+    assert digest in (folder / "README.md").read_text()
+    assert "BSD 2-Clause License" in (folder / "LICENSE").read_text()
+
+
+def test_a_script_that_would_end_its_element_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("x = '</SCRIPT>'", "x = '<!-- <script>'"):
+        monkeypatch.setattr(report, "_read", lambda name, text=text: text)
+        with pytest.raises(ValueError, match="cannot stand inside a page"):
+            report._script("templates/a.js")
+    assert report._script("templates/a.css")
 
 
 def test_every_string_is_escaped(tmp_path: Path) -> None:
@@ -133,14 +170,22 @@ def test_every_string_is_escaped(tmp_path: Path) -> None:
         provenance={"command": HOSTILE, HOSTILE: f"{HOSTILE}\n{HOSTILE}"},
         checks=[{"check": HOSTILE, "status": "FAIL", HOSTILE: HOSTILE}],
         limitations=[HOSTILE],
+        pictures={HOSTILE: figure()},
+        subjects=pd.DataFrame({HOSTILE: [f"</script>{HOSTILE}", "b"]}),
+        viewer=ViewerContent(["AAAA"], [{"subject": f"</script>{HOSTILE}"}], [HOSTILE]),
     )
     html = write_report(tmp_path / "r.html", **hostile).read_text(encoding="utf-8")
     page = Page(html)
-    assert "script" not in page.tags
-    assert page.tags.count("img") == 1
+    assert page.tags.count("script") == 6  # three that run, two with data, one volume
+    assert page.tags.count("img") == 2
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert all(value.startswith("data:") for value in page.values("src"))
-    assert page.values("alt") == [HOSTILE]
+    assert page.values("alt") == [HOSTILE] * 2
+    for name in ("subject-data", "viewer-data"):
+        data = re.search(rf'id="{name}">(.*?)</script>', html, re.DOTALL)
+        assert data
+        assert not set("<>&") & set(data[1])
+        assert HOSTILE in json.dumps(json.loads(data[1]), ensure_ascii=False).replace('\\"', '"')
     assert page.text.count("<script>alert('x')</script>") >= 15
     assert "{{ 7 * 7 }}" in page.text  # not evaluated
 
@@ -177,7 +222,7 @@ def test_unknown_statuses_are_refused(tmp_path: Path) -> None:
 
 def cells(tmp_path: Path, frame: pd.DataFrame) -> list[str]:
     html = write_report(tmp_path / "r.html", **content(tables={"t": frame})).read_text(encoding="utf-8")
-    results = html[html.index('id="results"') : html.index('id="figures"')]
+    results = html[html.index('id="results"') : html.index('id="checks"')]
     return re.findall(r"<td[^>]*>(.*?)</td>", results)
 
 
@@ -240,3 +285,12 @@ def test_save_figure_writes_png_and_svg(tmp_path: Path, name: str) -> None:
     first = (png.read_bytes(), svg.read_bytes())
     save_figure(figure(), tmp_path / "figures" / name)
     assert (png.read_bytes(), svg.read_bytes()) == first  # the same figure gives the same bytes
+
+
+def test_long_tables_are_folded_and_complete(tmp_path: Path) -> None:
+    tables = {"short": pd.DataFrame({"a": range(3)}), "long": pd.DataFrame({"a": range(40)})}
+    html = write_report(tmp_path / "r.html", **content(tables=tables)).read_text(encoding="utf-8")
+    folded = re.findall(r"<details>(.*?)</details>", html, re.DOTALL)
+    assert len(folded) == 1
+    assert "long" in folded[0]
+    assert folded[0].count("<td") == 40

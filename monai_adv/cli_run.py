@@ -1,0 +1,192 @@
+"""``monai-adv run`` and ``monai-adv merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from monai_adv import cli_bundle
+from monai_adv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from monai_adv.studies import Shard, StudyConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(run)
+    app.command()(merge)
+
+
+def run(
+    study: Annotated[Path | None, typer.Argument(help="Study in YAML.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on in a folder that has units; or refuse it.")
+    ] = True,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Compute units without a result again.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Only part i/n; by torchrun's or SLURM's variables if left out, 1/1 ignores them."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what there is to do, and about how long.")
+    ] = False,
+    probes: Annotated[
+        bool, typer.Option("--probes/--no-probes", help="The automatic checks that compute something.")
+    ] = True,
+    report_: Annotated[bool, typer.Option("--report/--no-report", help="Tables, figures, report of a study.")] = True,
+    bundle: Annotated[Path | None, typer.Option(help="MONAI bundle to attack instead of a study.")] = None,
+    trust: Annotated[str | None, typer.Option(help="SHA-256 of the bundle's configuration, which is executed.")] = None,
+    attack: Annotated[str | None, typer.Option(help="Attack on the bundle; pgd if left out.")] = None,
+    eps: Annotated[list[float] | None, typer.Option(help="Its budget; may be repeated.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of threat or attack as key=value.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; bundle_run if left out.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first cases.")] = None,
+    override: Annotated[list[str] | None, typer.Option(help="Entry of the bundle's configuration, key=value.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Output channels in order, TC,WT,ET, or {name: classes}.")] = None,
+    head: Annotated[str | None, typer.Option(help="sigmoid or softmax, where the bundle does not tell.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the bundle's network runs; cpu if left out.")] = None,
+) -> None:
+    """Run a study (victims x attacks x budgets x subjects), or attack a MONAI bundle on its own validation data.
+
+    Finished units are skipped. Exit code 1: a subject or unit has no result; 3: an automatic check failed.
+
+    Example: monai-adv run study.yaml
+    """
+    from monai_adv import cli
+
+    options: dict[str, Any] = {"trust": trust, "attack": attack, "eps": eps, "option": option, "output": output,
+                               "limit": limit, "override": override, "regions": regions, "head": head,
+                               "device": device}  # fmt: skip
+    cli_bundle.require_one(study, bundle, options)
+    if bundle is not None:
+        given = {"--no-resume": not resume, "--retry-failed": retry_failed, "--shard": shard, "--dry-run": dry_run}
+        if any(given.values()):
+            raise ConfigError(f"{', '.join(k for k, v in given.items() if v)} go with a study, not with --bundle")
+        cli_bundle.run(bundle, **options)
+        return
+    assert study is not None
+    from monai_adv.studies import Shard, load_study, run_study
+
+    part = Shard.from_environment() if shard is None else Shard.parse(shard)
+    part = None if part is None or part.whole else part
+    config = load_study(study)
+    if dry_run:
+        _dry_run(config, part)
+        return
+    if part is not None:
+        cli.out.print(f"shard {part.index} of {part.count} (by {part.source})", highlight=False)
+    with cli._interruptible(), cli._bar("study") as update:
+        result = run_study(
+            config, on_progress=cli._follow(update), shard=part, retry_failed=retry_failed, resume=resume
+        )  # fmt: skip
+        if part is None and probes:  # shards would all write one checks.json
+            probe(config, cli._follow(update))
+    cli._finish(result)
+    if part is not None:
+        cli.out.print(f"when all {part.count} shards are done: monai-adv merge {result.folder}", highlight=False,
+                      soft_wrap=True)  # fmt: skip
+        cli._complain(result.problems, again=False)
+        return
+    conclude(result.folder, result.problems, report_)
+
+
+def merge(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as its shards left it.")],
+    probes: Annotated[
+        bool, typer.Option("--probes/--no-probes", help="The automatic checks that compute something.")
+    ] = True,
+    report_: Annotated[bool, typer.Option("--report/--no-report", help="Tables, figures, report of the study.")] = True,
+) -> None:
+    """Make the tables and the report of a run from what its shards computed; exit code 1 if units are missing.
+
+    Example: monai-adv merge runs/brats
+    """
+    from monai_adv import cli
+    from monai_adv.studies import merge_study
+    from monai_adv.studies.config import StudyConfig
+    from monai_adv.studies.units import read_json
+
+    merged = merge_study(run_folder)
+    if probes:
+        stored = StudyConfig.model_validate((read_json(run_folder / "study.json") or {})["study"])
+        with cli._interruptible(), cli._bar("checks") as update:
+            probe(stored.model_copy(update={"output": run_folder}), cli._follow(update))
+    for problem in merged.problems:
+        cli.err.print(f"[red]{cli._escape(problem)}[/]", highlight=False, soft_wrap=True)
+    cli.out.print(f"{merged.units} units merged, {merged.missing} missing, {len(merged.problems)} problems")
+    conclude(run_folder, merged.problems, report_)
+
+
+def probe(study: StudyConfig, on_progress: Any) -> None:
+    """The automatic checks that compute something, of a run with any result; they are kept in its folder."""
+    from monai_adv.studies.probes import run_probes
+
+    if _scored(study.output):
+        run_probes(study, on_progress)
+
+
+def conclude(folder: Path, problems: list[str], report: bool) -> None:
+    """Report and exit: 3 if an automatic check failed, 1 if something has no result."""
+    from monai_adv import cli
+    from monai_adv.studies.checks import check_run, exit_code
+
+    if report:
+        cli._compare_and_report(folder)
+    cli._record(folder)
+    if not _scored(folder):
+        raise typer.Exit(1)  # nothing that could be checked; why not is said
+    checks = check_run(folder)
+    for check in checks:
+        if check.status in ("FAIL", "WARN"):
+            colour = "red" if check.status == "FAIL" else "yellow"
+            who = f" ({check.victim})" if check.victim else ""
+            cli.err.print(f"[{colour}]{check.status}[/] {cli._escape(f'{check.name}{who}: {check.detail}')}",
+                          highlight=False, soft_wrap=True)  # fmt: skip
+    code = exit_code(checks, problems)
+    if code:
+        raise typer.Exit(code)
+
+
+def _scored(folder: Path) -> bool:
+    """Whether any unit has a result."""
+    from monai_adv.studies import read_records
+
+    return bool((read_records(folder)["status"] == "ok").any())
+
+
+def _dry_run(study: StudyConfig, part: Shard | None) -> None:
+    """Print what a study consists of and an estimate of what it takes."""
+    import pandas as pd
+
+    from monai_adv import cli
+    from monai_adv.studies.dry_run import dry_run
+
+    found = dry_run(study, 1 if part is None else part.count)
+    rows = pd.DataFrame(found.rows)
+    rows["seconds"] = [_duration(s) for s in rows["seconds"]]
+    rows = rows.rename(columns={"seconds": "time, estimated", "windows": "windows of all subjects"})
+    cli._print_frame(rows, f"{found.units} units, {found.subjects} subjects")
+    if part is not None:
+        shards = pd.DataFrame(found.shards)
+        shards["seconds"] = [_duration(s) for s in shards["seconds"]]
+        cli._print_frame(shards.rename(columns={"seconds": "time, estimated"}), f"{part.count} shards")
+    for name, known in found.calibrations.items():
+        took = f"{known.forward:.3g} s forward, {known.gradient:.3g} s forward and backward"
+        cli.out.print(f"{cli._escape(name)}: a window takes {took}", highlight=False, soft_wrap=True)
+    cli.out.print(
+        f"estimate for {study.device}: {_duration(found.seconds)} one after the other, {found.bytes / 2**30:.1f} GiB "
+        "at most; from one window batch of each victim, without loading, scoring and the automatic checks; finished "
+        "units are not left out",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    cli._complain(found.problems)
+
+
+def _duration(seconds: float) -> str:
+    """Time as a reader says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
