@@ -52,13 +52,14 @@ def run(
     from monai_adv import cli
     from monai_adv.cli_attacks import parse_options
     from monai_adv.studies.bundle_run import run_bundle
+    from monai_adv.studies.shards import usable_device
 
     folder = output or Path("bundle_run")
     with cli._interruptible(), cli._bar("bundle") as update:
         result = run_bundle(
             bundle, folder, trust=trust, attack=attack or "pgd", eps=eps or None, options=parse_options(option),
             limit=limit, overrides=parse_options(override), regions=_regions(regions), head=head,
-            device=device or "cpu", on_progress=cli._follow(update), on_found=_say,
+            device=usable_device(device or "cpu"), on_progress=cli._follow(update), on_found=_say,
         )  # fmt: skip
     cli._finish(result)
     _means(folder)

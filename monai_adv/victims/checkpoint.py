@@ -16,7 +16,7 @@ from torch import nn
 
 from monai_adv import __version__
 from monai_adv.data.files import atomic_file
-from monai_adv.errors import CheckpointError, ConfigError, MonaiAdvError
+from monai_adv.errors import CheckpointError, MonaiAdvError
 from monai_adv.inferers import GradientSlidingWindowInferer, SlicewiseInferer
 from monai_adv.networks import build_network, spatial_dims
 from monai_adv.networks.stored import read_stored, require_finite
