@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 from synthesis_tables import KEYS, read, slices_path, summary
@@ -123,7 +124,8 @@ def measure(options: argparse.Namespace) -> None:
             except MonaiAdvError as error:
                 print(f"{row['subject']} {row['kind']} {row['drop']}: {error}", flush=True)
                 continue
-            replace_rows(path, [row], KEYS)
+            with FileLock(path.with_suffix(".lock")):  # several of these commands may fill one table
+                replace_rows(path, [row], KEYS)
             shown = ("achieved", "min_jacobian", "max_mm", "eps", "ssim", "oracle_moved", "forwards", "seconds")
             values = ", ".join(f"{k} {row[k]:.3g}" for k in shown if row.get(k) is not None)
             print(f"{row['subject']} {row['kind']} {row['drop']}: clean {row['clean_dice']:.3f}, {values}", flush=True)

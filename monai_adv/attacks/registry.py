@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from monai_adv.attacks.auto import APGD, SEA
@@ -23,7 +24,7 @@ from monai_adv.attacks.segmentation import CosPGD, SegPGD
 from monai_adv.attacks.sign import FGSM, IFGSM, PGD, Noise, TargetedIFGSM
 from monai_adv.attacks.synthesis import SynthesisAttack
 from monai_adv.attacks.universal import Universal
-from monai_adv.errors import ConfigError
+from monai_adv.errors import ConfigError, MonaiAdvError
 from monai_adv.threats import Threat, create_threat
 
 _CLASSES: tuple[type[Attack], ...] = (
@@ -98,7 +99,9 @@ def create(name: str, eps: float | None = None, *, norm: str | None = None, **op
             threat_options[key] = tuple(threat_options[key])
     if kind.units is not None and threat_options.setdefault("units", kind.units) != kind.units:
         raise ConfigError(f"the budget of {name} is in {kind.units}, not in {threat_options['units']}")
-    return build({"name": name, **options}, create_threat(norm, eps=eps, **threat_options))
+    with _told(name, {"norm": norm, "eps": eps, **threat_options}):
+        threat = create_threat(norm, eps=eps, **threat_options)
+    return build({"name": name, **options}, threat)
 
 
 def build(spec: str | Mapping[str, Any], threat: Threat) -> Attack:
@@ -115,7 +118,19 @@ def build(spec: str | Mapping[str, Any], threat: Threat) -> Attack:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(f"attack {name} has no option {', '.join(unknown)}: it takes {', '.join(known)}")
-    return kind(threat, **options)
+    with _told(name, options):
+        return kind(threat, **options)
+
+
+@contextmanager
+def _told(name: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Options are a user's plain data: what an attack stumbles over when it is made is an error of theirs."""
+    try:
+        yield
+    except MonaiAdvError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"attack {name} cannot be made with {options}: {error}") from error
 
 
 def attack_class(name: str) -> type[Attack]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -94,11 +95,17 @@ def scan(root: str | os.PathLike[str], scheme: str | LabelScheme | None = None, 
         DataError: if the folder does not exist, holds no case that can be recognised, or the scheme is unknown.
     """
     folder = Path(root)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long or a parent not allowed
         raise DataError(f"{folder}: no such folder. Pass the folder that holds the cases.")
     asked = None if scheme is None else LabelScheme.get(scheme).name
-    files = sorted(_image_files(folder))
     found = Scan()
+    files = []
+    for file in sorted(_image_files(folder, found)):
+        if _printable(str(file.relative_to(folder))):
+            files.append(file)
+        else:
+            what, advice = "the name holds bytes that are no text", "Rename it"
+            found.problems.append(Finding("error", sanitise_subject(_stem(file)), ascii(str(file)), what, advice))
     msd_roots = sorted({file.parent.parent for file in files if file.parent.name in ("imagesTr", "imagesTs")})
     for msd_root in msd_roots:
         _scan_msd(msd_root, files, asked, require_label, found)
@@ -124,13 +131,25 @@ def sanitise_subject(name: str) -> str:
         >>> sanitise_subject("=case 1/../x")
         'case_1_.._x'
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:100] or "unnamed"
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-").rstrip(".")
+    if len(cleaned) > 100:  # what is cut off may be all that tells two patients apart
+        cleaned = f"{cleaned[:87]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    return cleaned or "unnamed"
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+def _image_files(folder: Path, found: Scan) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        what = f"the folder cannot be read ({error.strerror})"
+        found.problems.append(Finding("error", "", ascii(error.filename), what, "Are you allowed to?"))
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent) / name for name in names if not name.startswith(".") and stem(name) is not None)
+
+
+def _printable(name: str) -> bool:
+    """Whether a name can be written into a table or a page: those whose bytes are no UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _stem(file: Path) -> str:
@@ -199,9 +218,11 @@ def _scan_msd(root: Path, files: list[Path], asked: str | None, require_label: b
     folders = ("imagesTr",) if require_label else ("imagesTr", "imagesTs")
     images = [file for file in files if file.parent.parent == root and file.parent.name in folders]
     labels = {_stem(file): file for file in files if file.parent == root / "labelsTr"}
-    for entry in description.get("training", []):
-        image = root / entry["image"] if isinstance(entry, dict) and "image" in entry else None
-        if image is not None and not image.is_file():
+    listed = description.get("training")
+    for entry in listed if isinstance(listed, list) else []:
+        named = entry.get("image") if isinstance(entry, dict) else None
+        image = root / named if isinstance(named, str) and _printable(named) else None
+        if image is not None and not os.path.isfile(image):
             subject = sanitise_subject(_stem(image))
             what = "the image is missing although dataset.json lists it"
             found.problems.append(Finding("error", subject, str(image), what, "Unpack the archive again"))
@@ -237,7 +258,7 @@ def _read_msd_description(root: Path, asked: str | None) -> tuple[dict[str, Any]
                 order = [_MODALITY_NAMES.get(name.lower(), name) for name in listed]
             enhancing = str(labels.get("3", "enhancing")).lower()
             oedema = str(labels.get("1", "edema")).lower()
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, LookupError, OverflowError, RecursionError, OSError) as error:
             what, advice = f"not a Decathlon description ({error})", "Restore the file from the archive"
             return {}, (), Finding("error", "", str(path), what, advice)
         if asked is None and not ("dema" in oedema and "enhancing" in enhancing and "non" not in enhancing):
@@ -252,17 +273,22 @@ def _read_msd_description(root: Path, asked: str | None) -> tuple[dict[str, Any]
 def _drop_duplicates(found: Scan) -> None:
     """A subject that is there twice is used not once: a duplicated case is a wrong p-value."""
     by_subject: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for item in found.items:
-        by_subject[item["subject"]].append(item)
+    for item in found.items:  # names that differ in case only are one file on macOS and Windows
+        by_subject[item["subject"].casefold()].append(item)
     broken = {problem.subject for problem in found.problems if problem.subject}
-    for subject, items in by_subject.items():
+    for items in by_subject.values():
         if len(items) > 1:
+            subject = items[0]["subject"]
             folders = ", ".join(
                 str(Path(item["image"] if isinstance(item["image"], str) else item["image"][0]).parent)
                 for item in items
             )
-            what, advice = f"the subject is there {len(items)} times: {folders}", "Keep one of them"
+            alike = ", as " + ", ".join(sorted({item["subject"] for item in items}))
+            alike = alike if "," in alike[2:] else ""
+            what, advice = f"the subject is there {len(items)} times{alike}: {folders}", "Keep one of them"
             found.problems.append(Finding("error", subject, "", what, advice))
     found.items = [
-        item for item in found.items if len(by_subject[item["subject"]]) == 1 and item["subject"] not in broken
+        item
+        for item in found.items
+        if len(by_subject[item["subject"].casefold()]) == 1 and item["subject"] not in broken
     ]

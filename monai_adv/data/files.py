@@ -56,6 +56,25 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     probe.unlink()
 
 
+def inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+    """A path, if it lies below a folder once links and ``..`` are followed.
+
+    Args:
+        folder: may itself be a link, to another disk for instance.
+        path: need not exist yet.
+
+    Raises:
+        WriteError: if it lies elsewhere.
+
+    Example:
+        >>> inside("run/units", "run/units/s1/clean.json").name
+        'clean.json'
+    """
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise WriteError(f"{path} leads out of {folder}, where nothing is written: is a link in the way? Remove it")
+    return Path(path)
+
+
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write bytes through :func:`atomic_file`."""
     with atomic_file(path) as stream:

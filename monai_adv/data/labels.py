@@ -191,6 +191,8 @@ def whole_numbers(array: np.ndarray, where: str) -> tuple[list[int], np.ndarray]
                 "resampled by nearest neighbour; is this an image or a probability map?"
             )
     low, high = int(array.min()), int(array.max())
+    if max(abs(low), abs(high)) >= 2**62:
+        raise DataError(f"{prefix}label voxels from {low:g} to {high:g}: is the scale in the header broken?")
     if low >= 0 and high < 65536:  # counting is ten times faster than sorting a whole volume
         indices = array.astype(np.intp if high > 255 else np.uint8)
         return np.flatnonzero(np.bincount(indices.ravel())).tolist(), indices

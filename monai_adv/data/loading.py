@@ -146,8 +146,9 @@ def read_volume(header: ImageHeader, dtype: Any = torch.float32) -> MetaTensor:
     reader: Any = "NibabelReader" if header.format == "NIfTI" else itk_reader(header.dtype)
     load = LoadImage(reader=reader, image_only=True, ensure_channel_first=True, dtype=numpy_dtype)
     try:
-        return load(header.path)
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, HeaderDataError) as error:
+        with np.errstate(over="ignore", invalid="ignore"):  # a number too large for the type is found as infinite
+            return load(header.path)
+    except (OSError, EOFError, ValueError, RuntimeError, MemoryError, zlib.error, HeaderDataError) as error:
         raise DataError(f"{header.path}: the voxels cannot be read ({error}). Copy or download it again.") from error
 
 

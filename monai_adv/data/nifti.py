@@ -20,27 +20,35 @@ GEOMETRY = (
     "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units",
 )  # fmt: skip
 """Header fields that say where the voxels are."""
+# what nibabel makes of bytes that are no header
+_ERRORS = (
+    *(ImageFileError, nib.spatialimages.HeaderDataError, zlib.error, OSError, EOFError, MemoryError),
+    *(ArithmeticError, LookupError, TypeError, ValueError),
+)
 
 
 def read_nifti_header(file: Path, ndim: int | None) -> ImageHeader:
     """Read and judge the header of a NIfTI file; see :func:`monai_adv.data.headers.read_header`."""
+    distance, codes = 0.0, (0, 0)
     try:
-        image: Any = nib.load(file)
-        header = image.header
-        shape, dtype = tuple(int(size) for size in image.shape), header.get_data_dtype()
-        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
-    except (ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        with np.errstate(all="ignore"):  # what is not finite is found below
+            image: Any = nib.load(file)
+            header = image.header
+            shape, dtype = tuple(int(size) for size in image.shape), header.get_data_dtype()
+            if isinstance(image, nib.Nifti1Pair):  # Nifti2Image is one too
+                proxy: Any = image.dataobj
+                slope, inter = float(proxy.slope), float(proxy.inter)
+                codes = int(header["sform_code"]), int(header["qform_code"])
+                if min(codes) > 0:
+                    distance = float(np.abs(header.get_sform() - header.get_qform()).max())
+    except _ERRORS as error:
         what = f"cannot be read as NIfTI ({first_line(error)})"
         raise DataError(f"{file}: {what}. Copy or download it again.") from error
-    if not isinstance(image, nib.Nifti1Pair):  # Nifti2Image is one too
+    if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"{file}: is {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
-    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
-    distance = 0.0
-    if sform_code > 0 and qform_code > 0:
-        distance = float(np.abs(header.get_sform() - header.get_qform()).max())
     return make_header(
         file, shape, dtype, image.affine, ndim,
-        sform_code=sform_code, qform_code=qform_code, sform_qform_distance=distance, slope=slope, inter=inter,
+        sform_code=codes[0], qform_code=codes[1], sform_qform_distance=distance, slope=slope, inter=inter,
         fields={name: np.array(header[name]) for name in GEOMETRY},
     )  # fmt: skip
 

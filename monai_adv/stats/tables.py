@@ -45,7 +45,10 @@ def csv_cell(value: Any) -> Any:
         >>> csv_cell("=1+1"), csv_cell("case-1"), csv_cell(-0.5)
         ("'=1+1", 'case-1', -0.5)
     """
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")  # a lone CR is a new row to readers, yet not quoted
+    return f"'{text}" if value.startswith(_FORMULA) else text
 
 
 def write_csv(frame: pd.DataFrame, path: str | Path | IO[str]) -> None:

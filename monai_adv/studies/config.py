@@ -241,11 +241,13 @@ class StudyConfig(_Strict):
         for name in [v.name for v in self.victims] + [a.title for a in self.attacks]:
             if not name or name[0] in "=+-@" or not name.isprintable():
                 raise ValueError(f"name {name!r}: use printable text that does not begin with = + - @")
+            if len(name) > 100:
+                raise ValueError(f"name {name[:20]!r}...: use at most 100 characters, or no figure has room for it")
         for attack in self.attacks:
             try:
                 own = attack.eps(self.budgets.eps)
-            except Exception as error:
-                raise ValueError(f"attack {attack.title}: {_told(error)}") from error
+            except (MonaiAdvError, TypeError, ValueError, OverflowError) as error:
+                raise ValueError(f"attack {attack.title}: {error}") from error
             if any(not value > 0 for value in own) or len(set(own)) != len(own):
                 raise ValueError(f"attack {attack.title}: eps must be different numbers > 0, got {own}")
             taken = sorted(set(attack.model_extra or {}) & (set(BudgetConfig.model_fields) - {"eps"}))
@@ -272,8 +274,8 @@ class StudyConfig(_Strict):
                 raise ValueError(f"attack {attack.title}: only names no victim of the study: {', '.join(strangers)}")
             try:
                 self.create(attack, attack.eps(self.budgets.eps)[0])
-            except Exception as error:  # whatever an attack makes of an option that means nothing
-                raise ValueError(f"attack {attack.title}: {_told(error)}") from error
+            except (MonaiAdvError, TypeError) as error:
+                raise ValueError(f"attack {attack.title}: {error}") from error
         if self.figures.eps is not None and self.figures.eps not in self.budgets.eps:
             raise ValueError(f"figures.eps {self.figures.eps} is not one of the budgets {self.budgets.eps}")
         return self
@@ -389,11 +391,6 @@ def study_from(content: dict[str, Any], where: str = "study") -> StudyConfig:
                 message = "unknown key" + _suggestion(problem["loc"])
             lines.append(f"{where}: {place}: {message}")
         raise ConfigError("\n".join(lines)) from error
-
-
-def _told(error: Exception) -> str:
-    """What an error says; with its kind where it was not meant for a reader."""
-    return str(error) if isinstance(error, (MonaiAdvError, TypeError)) else f"{type(error).__name__}: {error}"
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

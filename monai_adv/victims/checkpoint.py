@@ -137,6 +137,10 @@ def build_victim(
         raise CheckpointError(
             f"preprocessing {config.preprocessing!r} is unknown: use one of {', '.join(PREPROCESSING)}"
         )
+    if not (isinstance(config.overlap, (int, float)) and 0 <= config.overlap < 1):
+        raise CheckpointError(f"overlap {config.overlap!r} must be a number in [0, 1)")
+    if not (isinstance(config.sw_batch_size, int) and config.sw_batch_size >= 1):
+        raise CheckpointError(f"sw_batch_size {config.sw_batch_size!r} must be a whole number of 1 or more")
     dims = spatial_dims(config.network)
     if len(config.roi_size) != dims:
         raise CheckpointError(f"roi_size {list(config.roi_size)} has not the {dims} axes of the network")

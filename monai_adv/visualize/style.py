@@ -36,6 +36,7 @@ RC: dict[Any, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.hashsalt": "monai_adv",  # the same figure gives the same file
+    "text.parse_math": False,  # a name with dollars is no formula, and one that is none stops the drawing
 }
 
 
