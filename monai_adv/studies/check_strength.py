@@ -141,6 +141,8 @@ def _monotone(attacked: pd.DataFrame) -> Check:
     rises: dict[str, float] = {}
     steps = 0
     own = attacked[attacked["method"] != "noise"]
+    if "truth_empty" in own:  # the Dice of an empty truth jumps to 1 where an attack wipes the prediction out
+        own = own[own["truth_empty"].astype(str) != "True"]
     for place, part in own.groupby(["victim", "attack", "units", "norm", "region"], sort=False):
         # of the subjects that have every budget
         wide = part.pivot_table(index="subject", columns="eps", values="dice").dropna().mean()

@@ -215,6 +215,14 @@ def test_dice_that_rises_with_eps_is_found_where_attacks_have_other_budgets_too(
     assert named(run_checks(single))["Dice falls with eps"].status == "NOT RUN"
 
 
+def test_an_empty_truth_whose_prediction_is_wiped_out_is_no_rise(table: pd.DataFrame) -> None:
+    rising = altered(table, "dice", 1.0, setting="fgsm 0.8 std")
+    assert named(run_checks(rising))["Dice falls with eps"].status == "WARN"
+    empty = rising.assign(truth_empty=rising["truth_empty"].astype(object) | (rising["region"] == "ET"))
+    whole = empty[(empty["region"] == "ET") | (empty["setting"] != "fgsm 0.8 std")]
+    assert named(run_checks(whole))["Dice falls with eps"].status != "WARN"
+
+
 def test_a_defense_without_an_adaptive_attack_is_named(table: pd.DataFrame) -> None:
     stored = {
         "study": {"victims": [{"name": "tiny"}], "attacks": [{"name": "fgsm"}, {"name": "ifgsm", "loss": "ce"}]},
