@@ -166,7 +166,7 @@ def compare(
     from monai_adv.studies.config import CompareConfig
     from monai_adv.studies.defended import Declared
     from monai_adv.studies.records import read_records
-    from monai_adv.studies.units import read_json
+    from monai_adv.studies.stored import stored_study
 
     first = results[0]
     folder = output or (first if first.is_dir() else first.parent)
@@ -178,8 +178,11 @@ def compare(
     elif raw:
         raise ConfigError("--name, --regions and --join are for the *_raw.csv of MONAI's MetricsSaver")
     else:
-        stored = read_json(first / "study.json") or {}
-        declared = CompareConfig.model_validate(stored.get("study", {}).get("compare", {}))
+        declared = CompareConfig()
+        stored: dict[str, Any] = {}
+        if (first / "study.json").is_file():
+            study, stored = stored_study(first)
+            declared = study.compare
         flags = {"metric": metric, "baseline": baseline, "alpha": alpha}
         chosen = declared.model_copy(update={k: v for k, v in flags.items() if v is not None})
         analysis = analyse(read_records(first), chosen, declared=Declared.of(stored))
@@ -281,12 +284,10 @@ def _compare_and_report(folder: Path) -> None:
 
 def _record(folder: Path) -> None:
     """Tell the study's trackers of a run; one that fails is a warning."""
-    from monai_adv.studies.config import StudyConfig
+    from monai_adv.studies.stored import stored_study
     from monai_adv.studies.tracking import track
-    from monai_adv.studies.units import read_json
 
-    study = StudyConfig.model_validate(read_json(folder / "study.json")["study"])
-    for line in track(study, folder):
+    for line in track(stored_study(folder)[0], folder):
         err.print(f"[yellow]{_escape(line)}[/]", highlight=False, soft_wrap=True)
 
 

@@ -106,12 +106,11 @@ def merge(
     """
     from monai_adv import cli
     from monai_adv.studies import merge_study
-    from monai_adv.studies.config import StudyConfig
-    from monai_adv.studies.units import read_json
+    from monai_adv.studies.stored import stored_study
 
     merged = merge_study(run_folder)
     if probes:
-        stored = StudyConfig.model_validate((read_json(run_folder / "study.json") or {})["study"])
+        stored, _ = stored_study(run_folder)
         with cli._interruptible(), cli._bar("checks") as update:
             probe(stored.model_copy(update={"output": run_folder}), cli._follow(update))
     for problem in merged.problems:

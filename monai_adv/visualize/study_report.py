@@ -8,13 +8,12 @@ import pandas as pd
 
 from monai_adv.data.files import write_atomic
 from monai_adv.data.labels import MODALITIES
-from monai_adv.errors import ConfigError
 from monai_adv.studies.analysis import Analysis, analyse, write_analysis
 from monai_adv.studies.checks import check_run, checks_table
-from monai_adv.studies.config import StudyConfig
 from monai_adv.studies.defended import Declared
 from monai_adv.studies.model_card import model_card
 from monai_adv.studies.records import read_records
+from monai_adv.studies.stored import stored_study
 from monai_adv.studies.summary import machine_summary
 from monai_adv.studies.units import read_json, write_json
 from monai_adv.visualize import study_words
@@ -38,10 +37,7 @@ def write_study_report(folder: str | Path, *, viewer_budget: int = BUDGET) -> tu
         ConfigError: if the folder holds no run, or none of its units has a result.
     """
     folder = Path(folder)
-    stored = read_json(folder / "study.json")
-    if stored is None:
-        raise ConfigError(f"{folder} holds no study.json: it is no run folder of `monai-adv run`")
-    study = StudyConfig.model_validate(stored["study"])
+    study, stored = stored_study(folder)
     declared = Declared.of(stored)
     stated = declared.sorted(read_records(folder))
     analysis = analyse(stated, study.compare, study.figures.eps, declared)
