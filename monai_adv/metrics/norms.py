@@ -20,9 +20,9 @@ def perturbation_norms(clean: Any, adversarial: Any, support: Any) -> dict[str, 
     the support counts too. Everything is computed in float64.
 
     Args:
-        clean: (C, *spatial), two or three spatial axes.
+        clean: ``(C, *spatial)``, two or three spatial axes.
         adversarial: the same shape and intensity units as `clean`.
-        support: boolean, (*spatial), (1, *spatial) or, with a mask for each channel, (C, *spatial): where the attack
+        support: boolean, ``(*spatial)``, ``(1, *spatial)`` or, with a mask for each channel, ``(C, *spatial)``: where the attack
             was allowed to change the image.
 
     Returns:

@@ -35,9 +35,9 @@ def image_quality(clean: Any, adversarial: Any, support: Any) -> ImageQuality:
     Reference: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004).
 
     Args:
-        clean: (C, *spatial), two or three spatial axes.
+        clean: ``(C, *spatial)``, two or three spatial axes.
         adversarial: the same shape and intensity units.
-        support: boolean, (*spatial), (1, *spatial) or, with a mask for each channel, (C, *spatial); as a rule the
+        support: boolean, ``(*spatial)``, ``(1, *spatial)`` or, with a mask for each channel, ``(C, *spatial)``; as a rule the
             brain.
 
     Returns:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from ._arrays import bounding_box, to_mask, to_numpy
+from ._arrays import to_mask, to_numpy
+from ._surfaces import voxel_hd95
 
 EmptyRule = Literal["brats", "nan"]
 
@@ -88,7 +88,7 @@ def region_scores(
     n_p, n_t, both = int(p.sum()), int(t.sum()), int((p & t).sum())
     if n_p and n_t:
         dice, iou = 2.0 * both / (n_p + n_t), both / (n_p + n_t - both)
-        distance = _hd95(p, t, steps) if hd95 else float("nan")
+        distance = voxel_hd95(p, t, steps) if hd95 else float("nan")
     elif empty == "brats":
         dice, iou, distance = (0.0, 0.0, BRATS_HD95_PENALTY) if n_p or n_t else (1.0, 1.0, 0.0)
     else:
@@ -136,18 +136,3 @@ def voxel_accuracy(pred_classes: Any, truth_classes: Any, support: Any = None) -
     if right.size == 0:
         raise ValueError("No voxel to count the accuracy over: the support is empty.")
     return float(right.mean())
-
-
-def _hd95(prediction: np.ndarray, truth: np.ndarray, spacing: list[float]) -> float:
-    """Symmetric 95th percentile surface distance in mm of two masks that both hold a voxel."""
-    import torch
-    from monai.metrics import compute_hausdorff_distance
-
-    # surfaces lie inside the joint box and what is beyond an array's border counts as outside: cropping is exact
-    box = bounding_box(prediction | truth)
-    p, t = (torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (prediction, truth))
-    with warnings.catch_warnings():
-        # MONAI 1.6 warns about an argument that its own code passes on
-        warnings.filterwarnings("ignore", message=r".*get_mask_edges:always_return_as_numpy", category=FutureWarning)
-        distance = compute_hausdorff_distance(p, t, include_background=True, percentile=95, spacing=spacing)
-    return float(distance)
