@@ -62,8 +62,8 @@ def prepare(folder: Path, subjects: int) -> None:
             store.write(unit.identity, unit.key, {"status": "ok", "rows": rows, "trace": trace})
 
 
-def phase(name: str, folder: Path) -> None:
-    """Run one phase and print what it took."""
+def phase(name: str, folder: Path) -> dict[str, Any]:
+    """Run one phase; what it took."""
     from monai_adv.studies import merge_study, run_study, study_from
     from monai_adv.studies.records import write_records
     from monai_adv.studies.runner import make_plan
@@ -86,26 +86,30 @@ def phase(name: str, folder: Path) -> None:
         count = merge_study(folder / "run").units
     took, busy = time.perf_counter() - started, time.process_time() - busy
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps({"phase": name, "units": count, "seconds": took, "cpu": busy, "grown": grown}))
+    return {"phase": name, "units": count, "seconds": took, "cpu": busy, "grown": grown}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--in-process", action="store_true", help="quick, for a try: memory then says nothing")
     parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.phase:
-        phase(given.phase, given.folder)
+        print(json.dumps(phase(given.phase, given.folder)))
         return
     print(f"{'units':>7} {'phase':<7}{'seconds':>9}{'CPU':>7}{'grown, MiB':>12}")
     for units in given.units:
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), max(1, units // PER_SUBJECT))
             for name in PHASES:
-                command = [sys.executable, __file__, "--phase", name, "--folder", folder]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found = json.loads(done.stdout.splitlines()[-1])
+                if given.in_process:
+                    found = phase(name, Path(folder))
+                else:
+                    command = [sys.executable, __file__, "--phase", name, "--folder", folder]
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    found = json.loads(done.stdout.splitlines()[-1])
                 row = (
                     f"{found['units']:>7} {name:<8}{found['seconds']:>9.2f}{found['cpu']:>7.2f}{found['grown']:>12.1f}"
                 )

@@ -22,11 +22,15 @@ from monai_adv import (
     cli_bundle,
     cli_certify,
     cli_convert,
+    cli_help,
     cli_run,
+    cli_score,
     cli_synthesis,
     cli_train,
     cli_universal,
+    cli_victim,
 )
+from monai_adv import cli_options as options
 from monai_adv.errors import ConfigError, MonaiAdvError
 
 if TYPE_CHECKING:
@@ -37,10 +41,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    cls=cli_help.Group,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 # a table that is piped or logged is not folded into 80 columns
 out = Console(width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True)
+RAW = "Of *_raw.csv"
 CHECK_COLUMNS = (
     "subject",
     "status",
@@ -65,13 +72,24 @@ def main() -> None:
         sys.exit(1)
     except (OSError, MemoryError) as error:  # of the machine, not of the program: a name too long, a folder forbidden
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        what = f"{where}{getattr(error, 'strerror', None) or error or 'out of memory'}"
+        what = f"{where}{getattr(error, 'strerror', None) or error or 'out of memory'}{_remedy(error)}"
         err.print(f"[bold red]error:[/] {_escape(what)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
+def _remedy(error: BaseException) -> str:
+    """What to do about an error of the machine."""
+    if isinstance(error, NotADirectoryError):
+        return "; a part of this path is a file: give another folder"
+    if isinstance(error, IsADirectoryError):
+        return "; it is a folder: give the name of a file"
+    if isinstance(error, PermissionError):
+        return "; you are not allowed to: give another place, or ask for access"
+    return "; use fewer or smaller volumes at a time" if isinstance(error, MemoryError) else ""
+
+
 @app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         out.print(__version__)
         raise typer.Exit()
@@ -79,15 +97,15 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def simulate(
-    folder: Annotated[Path, typer.Argument(help="Folder to write the cohort to.")],
-    subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 12,
-    spacing: Annotated[float, typer.Option(min=1.0, max=4.0, help="Voxel size in mm.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Seed; a subject depends on it and its index only.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the cohort goes.")],
+    subjects: Annotated[int, typer.Option(min=1, metavar="N", help="Number of subjects.")] = 12,
+    spacing: Annotated[float, typer.Option(min=1.0, max=4.0, metavar="MM", help="Voxel size.")] = 2.0,
+    seed: options.Seed = 0,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes.")] = 1,
 ) -> None:
-    """Write a simulated multi-contrast brain tumour cohort as BraTS-named NIfTI.
+    """Write a simulated tumour cohort as BraTS-named NIfTI.
 
-    Example: monai-adv simulate cohort --subjects 12 --spacing 2.0 --seed 0
+    T1, T1c, T2, FLAIR and label of each subject. A subject depends on the seed and its number only.
     """
     from monai_adv.data import simulate_cohort
 
@@ -97,14 +115,14 @@ def simulate(
 
 @app.command()
 def datalist(
-    root: Annotated[Path, typer.Argument(help="Folder of images in a BraTS or MSD layout.")],
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; printed if left out.")] = None,
+    root: options.Images,
+    scheme: options.SchemeName = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="JSON file to write.", show_default="printed"),
+    ] = None,
 ) -> None:
-    """Print the MONAI datalist of a folder as JSON.
-
-    Example: monai-adv datalist BraTS2021 -o datalist.json
-    """
+    """Print the MONAI datalist of a folder as JSON."""
     from monai_adv.data import brats_datalist
 
     text = json.dumps(brats_datalist(root, scheme), indent=2)
@@ -119,13 +137,16 @@ def datalist(
 
 @app.command()
 def check(
-    root: Annotated[Path, typer.Argument(help="Folder of images in a BraTS or MSD layout.")],
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV with every fact of every subject.")] = None,
+    root: options.Images,
+    scheme: options.SchemeName = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="CSV to write, every fact of every subject."),
+    ] = None,
 ) -> None:
-    """Check every file of a folder before anything is run on it; exit code 1 if a subject cannot be used.
+    """Check every file of a folder before anything runs on it.
 
-    Example: monai-adv check BraTS2021
+    Exit code 1 if a subject cannot be used.
     """
     from monai_adv.data import check_folder
     from monai_adv.data.files import write_atomic
@@ -146,33 +167,65 @@ def check(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folder, CSV of records, or *_raw.csv ...")],
-    metric: Annotated[str | None, typer.Option(help="Metric to compare.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Attack that the others are compared with.")] = None,
-    alpha: Annotated[float | None, typer.Option(min=0.0001, max=0.5, help="Level of the family.")] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Name of each *_raw.csv, in order.")] = None,
-    regions: Annotated[str | None, typer.Option(help="Names of the classes of *_raw.csv: TC,WT,ET.")] = None,
-    join: Annotated[str | None, typer.Option(help="Join *_raw.csv on whole path or on name (of the file).")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables.")] = None,
-) -> None:
-    """Compare the settings of a run by exact Wilcoxon signed-rank tests with Holm's correction; write the tables.
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folder, CSV of records, or tables of a kind: *_raw.csv or scores.csv."),
+    ],
+    metric: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="Column to compare.", show_default="as declared, or dice")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTING", help="What the others are compared with.", show_default="as declared, or clean"
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001, max=0.5, metavar="ALPHA", help="Family-wise error of the tests.",
+            show_default="as declared, or 0.05",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the tables go.", show_default="tables in RUN"),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Name of each file, in order; may be repeated.", show_default="of the files",
+            rich_help_panel=RAW,
+        ),
+    ] = None,
+    regions: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Names of the classes: TC,WT,ET.", rich_help_panel=RAW)
+    ] = None,
+    join: Annotated[
+        options.Join | None,
+        typer.Option(
+            help="What tells a case: its whole path, or its file's name.", show_default="path", rich_help_panel=RAW
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Compare the settings of a run by exact paired tests.
 
-    What is left out is as the study declared it before it was run. Files of MONAI's MetricsSaver, the clean evaluator's
-    first, are joined on the filename.
-
-    Example: monai-adv compare runs/brats, or monai-adv compare clean/dice_raw.csv pgd/dice_raw.csv
+    Wilcoxon signed-rank tests over subjects with Holm's correction, effect sizes and intervals; as the study declared
+    them before it was run, where options leave that open. Writes CSV, Markdown and LaTeX. Files of MONAI's
+    MetricsSaver, the clean evaluator's first, are joined on the filename.
     """
     from monai_adv.studies.analysis import analyse, analyse_raw, write_analysis
     from monai_adv.studies.config import CompareConfig
     from monai_adv.studies.defended import Declared
     from monai_adv.studies.records import read_records
+    from monai_adv.studies.scoring import is_scores
     from monai_adv.studies.stored import stored_study
 
     first = results[0]
     folder = output or (first if first.is_dir() else first.parent)
     raw = {"names": name, "regions": regions.split(",") if regions else None, "join": join}
     raw = {key: value for key, value in raw.items() if value}
-    if len(results) > 1 or first.name.endswith("_raw.csv"):
+    if len(results) > 1 or first.name.endswith("_raw.csv") or is_scores(first):
         config = CompareConfig() if alpha is None else CompareConfig(alpha=alpha)
         analysis = analyse_raw(results, config, baseline, metric=metric, **raw)
     elif raw:
@@ -192,25 +245,26 @@ def compare(
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Write the tables, figures and report.html of a run again, from its stored records.
-
-    Example: monai-adv report runs/brats
-    """
+def report(run_folder: options.RunFolder) -> None:
+    """Write tables, figures and report.html of a run again."""
     _compare_and_report(run_folder)
     _record(run_folder)
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Folder for cohort, results and report.")] = Path("monai_adv_demo"),
-    subjects: Annotated[int, typer.Option(min=1, help="Held-out subjects to attack.")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of the held-out cohort and of the attacks.")] = 7,
-    retrain: Annotated[bool, typer.Option(help="Train the victim again instead of loading the packaged one.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where cohort, results and report go.")] = Path(
+        "monai_adv_demo"
+    ),
+    subjects: Annotated[int, typer.Option(min=1, metavar="N", help="Held-out subjects to attack.")] = 12,
+    seed: options.Seed = 7,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train the victim again instead of loading the packaged one.")
+    ] = False,
 ) -> None:
-    """From nothing to p-values: simulate a cohort, attack a small U-Net on it, compare, write a report.
+    """Simulate a cohort, attack it, compare, write a report.
 
-    Example: monai-adv demo
+    From nothing to p-values: needs no data and no GPU. The victim is a small U-Net that ships with the package.
     """
     from monai_adv.studies import run_study
     from monai_adv.studies.demo import demo_study
@@ -229,9 +283,12 @@ cli_ablation.register(app)
 cli_certify.register(app)
 cli_convert.register(app)
 cli_run.register(app)
+cli_score.register(app)
 cli_synthesis.register(app)
 cli_train.register(app)
 cli_universal.register(app)
+cli_victim.register(app)
+cli_help.arrange(app)
 
 
 def _follow(update: Any) -> Any:
@@ -261,15 +318,27 @@ def _interruptible() -> Iterator[None]:
 def _complain(problems: list[str], again: bool = True) -> None:
     """Name the subjects that could not be used, and exit with 1 if there are any."""
     if again:
-        for problem in problems:
-            err.print(f"[red]{_escape(problem)}[/]", highlight=False, soft_wrap=True)
+        _print_problems(problems)
     if problems:
         raise typer.Exit(1)
 
 
+def _print_problems(problems: list[str]) -> None:
+    """Lines ``subject: what is wrong``; what is wrong with many is said once."""
+    who: dict[str, list[str]] = {}
+    for problem in problems:
+        subject, _, what = problem.partition(": ")
+        who.setdefault(what, []).append(subject)
+    for what, (first, *others) in who.items():
+        more = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        again = f" (the same of {len(others)} more: {more})" if others else ""
+        err.print(
+            f"[red]{_escape((f'{first}: {what}' if what else first) + again)}[/]", highlight=False, soft_wrap=True
+        )
+
+
 def _finish(result: StudyResult) -> None:
-    for problem in result.problems:
-        err.print(f"[red]{_escape(problem)}[/]", highlight=False, soft_wrap=True)
+    _print_problems(result.problems)
     out.print(f"{result.computed} units computed, {result.reused} reused, {len(result.problems)} problems")
 
 

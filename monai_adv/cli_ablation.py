@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from monai_adv import cli_options as options
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -15,34 +17,37 @@ def register(app: typer.Typer) -> None:
 
 
 def ablation(
-    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
-    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and figures.")],
-    target: Annotated[
-        str,
-        typer.Option(
-            help="'next' (the next subject's mask), background, permute, least_likely, or YAML: '{hide: ET}', "
-            "'{subject: ID}', '{file: PATH, scheme: brats2021}'."
-        ),
-    ] = "next",
-    mode: Annotated[str, typer.Option(help="calibrated (ours) or paper.")] = "calibrated",
+    root: options.Labelled,
+    checkpoint: options.Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where tables and figures go.")],
+    target: options.TargetOrNext = "next",
+    mode: Annotated[
+        options.MaskMode, typer.Option(help="Step sizes and weights: ours, or the paper's.")
+    ] = "calibrated",
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Gradient steps of every method; 50 or 2501 by the mode.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Gradient steps of every method.", show_default="50; paper 2501"),
     ] = None,
     eps: Annotated[
-        list[float] | None, typer.Option(help="Budget of targeted PGD; may be repeated; 0.1 if left out.")
+        list[float] | None,
+        typer.Option(
+            metavar="EPS",
+            help=f"{options.EPS} Of targeted PGD; may be repeated.",
+            show_default="0.1",
+            callback=options.above_zero,
+        ),
     ] = None,
-    units: Annotated[str, typer.Option(help="std, range or absolute.")] = "std",
-    option: Annotated[
-        list[str] | None, typer.Option(help="Option of ssm, asm, asma as key=value, e.g. first_step=0.05.")
+    units: Annotated[options.Units, typer.Option(help=options.UNITS, case_sensitive=False)] = "std",
+    option: options.Options = None,
+    subject: options.Subjects = None,
+    figures: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Subjects to draw.", show_default="all")
     ] = None,
-    subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
-    figures: Annotated[int | None, typer.Option(min=0, help="Subjects to draw; all if left out.")] = None,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+    scheme: options.SchemeName = None,
 ) -> None:
-    """The ablation of the segmentation-mask attack (SSM, ASM, ASMA) with targeted PGD beside it: tables and figures.
+    """SSM, ASM, ASMA and targeted PGD side by side.
 
-    Example: monai-adv ablation BraTS2021 --checkpoint unet.pt -o ablation --steps 100
+    The ablation of the segmentation-mask attack (Ozbulak et al. 2019): tables over subjects and a figure of each.
     """
     from monai_adv import cli
     from monai_adv.cli_attacks import parse_options
@@ -51,13 +56,13 @@ def ablation(
     from monai_adv.studies.units import safe_name
     from monai_adv.visualize import ablation_figure, save_figure
 
-    options, aim = parse_options(option), parse_yaml(target, "--target")
+    chosen, aim = parse_options(option), parse_yaml(target, "--target")
     check_ablation_folder(output)
     rows, problems = [], []
     with cli._bar("ablation") as update:
         for done in ablate(
             root, checkpoint, target=aim, mode=mode, steps=steps, eps=eps or [0.1], units=units,
-            options=options, subjects=subject, scheme=scheme, figures=figures, on_progress=update,
+            options=chosen, subjects=subject, scheme=scheme, figures=figures, on_progress=update,
         ):  # fmt: skip
             if done.error:
                 problems.append(done.error)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from monai_adv import cli_options as options
 from monai_adv.errors import ConfigError
 
 
@@ -24,34 +25,46 @@ def parse_options(texts: list[str] | None, name: str = "--option") -> dict[str, 
     """
     from monai_adv.studies.plain_yaml import parse_yaml
 
-    options = {}
+    found: dict[str, Any] = {}
     for text in texts or []:
         key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"{name} {text!r} must be key=value")
-        options[key] = parse_yaml(value, f"{name} {text!r}")
-    return options
+            raise ConfigError(f"{name} {text!r} must be key=value, e.g. {name} steps=10")
+        if key in found:
+            raise ConfigError(f"{name} {key}= is given more than once; only one value counts")
+        found[key] = parse_yaml(value, f"{name} {text!r}")
+    return found
 
 
 def attack(
-    root: Annotated[Path, typer.Argument(help="Folder of images in a BraTS or MSD layout.")],
-    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adversarial files.")],
-    subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
-    name: Annotated[str, typer.Option("--attack", help="Attack, see `monai-adv attacks`.")] = "ifgsm",
-    eps: Annotated[float | None, typer.Option(help="Budget; .1, or the attack's own default.")] = None,
-    units: Annotated[str | None, typer.Option(help="std, range or absolute; std where the attack has none.")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2; linf where the attack searches it.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the attack as key=value (YAML value).")] = None,
-    store: Annotated[str, typer.Option(help="source (as each file is stored), int16 or float32.")] = "source",
-    resample: Annotated[bool, typer.Option(help="Run the network at the spacing it was trained at.")] = False,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+    root: options.Images,
+    checkpoint: options.Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the adversarial files go.")],
+    subject: options.Subjects = None,
+    name: options.AttackName = "ifgsm",
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            metavar="EPS", help=options.EPS, show_default="0.1, or the attack's own", callback=options.above_zero
+        ),
+    ] = None,
+    units: Annotated[
+        options.Units | None, typer.Option(help=options.UNITS, case_sensitive=False, show_default="std, or its own")
+    ] = None,
+    norm: Annotated[
+        options.Norm | None, typer.Option(help=options.NORM, case_sensitive=False, show_default="linf, or its own")
+    ] = None,
+    option: options.Options = None,
+    store: Annotated[
+        options.Store, typer.Option(help="Numbers in the files: as each source stores them, or this type.")
+    ] = "source",
+    resample: options.Resample = False,
+    scheme: options.SchemeName = None,
 ) -> None:
-    """Attack whole volumes, write adversarial NIfTI as their sources are stored, and score the files again from disk.
+    """Attack whole volumes and write adversarial NIfTI.
 
-    Attacks that move the anatomy also write the moved label, the displacement field and a figure of it.
-
-    Example: monai-adv attack BraTS2021 --checkpoint unet.pt -o adversarial --attack ifgsm --eps 0.1 --option steps=10
+    Files are stored as their sources are, and scored again from disk. Attacks that move the anatomy also write the
+    moved label, the displacement field and a figure of it.
     """
     from monai_adv import cli
     from monai_adv.studies.export import attack_files
@@ -62,7 +75,6 @@ def attack(
     for done in attack_files(root, checkpoint, output, spec, subject, scheme, store=store, resample=resample):
         if done.error:
             problems.append(done.error)
-            cli.err.print(f"[red]{cli._escape(done.error)}[/]", highlight=False, soft_wrap=True)
         else:
             dice = ", ".join(f"{r} {a:.3f} -> {b:.3f} ({c:.3f} from disk)" for r, (a, b, c) in done.dice.items())
             cli.out.print(f"{done.subject}: Dice {dice}", highlight=False)
@@ -72,12 +84,13 @@ def attack(
                 write_exported_figure(done)
     if (output / "records.csv").is_file():
         cli.out.print(f"records: {output / 'records.csv'}", highlight=False, soft_wrap=True)
-    if problems:
-        raise typer.Exit(1)
+    cli._complain(problems)
 
 
 def attacks(
-    markdown: Annotated[bool, typer.Option(help="The table of the documentation, with options and budgets.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The table of the documentation, with options and budgets.")
+    ] = False,
 ) -> None:
     """List the attacks by name, with their references."""
     from monai_adv import cli
@@ -93,12 +106,14 @@ def attacks(
 
 
 def table(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of one victim and data.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path("."),
+    run_folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders of one victim and its subjects.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the tables go.")] = Path("."),
 ) -> None:
-    """One table of all attacks of one or several runs: Dice, size of the change, passes, seconds, who is strongest.
+    """One table of all attacks of one or several runs.
 
-    Example: monai-adv table runs/sign runs/auto -o runs
+    Dice, size of the change, passes and seconds of each, and which is strongest.
     """
     from monai_adv import cli
     from monai_adv.studies.attack_table import markdown, write_attack_table

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from monai_adv import cli_options as options
 from monai_adv.errors import ConfigError
 
 
@@ -69,12 +70,17 @@ def run(
 
 
 def bundle_overlay(
-    name: Annotated[str, typer.Argument(help="attack, defend or robust_train.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Copy it there; else say where it is.")] = None,
+    name: Annotated[
+        options.Overlay, typer.Argument(metavar="OVERLAY", help="What it does: attack, defend or robust_train.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Copy it there.", show_default="says where it is"),
+    ] = None,
 ) -> None:
-    """A configuration file to give last to `python -m monai.bundle run`, which leaves the bundle as it is.
+    """Write the file that attacks or defends a MONAI bundle.
 
-    Example: monai-adv bundle-overlay attack -o configs/attack.json
+    Given last to `python -m monai.bundle run --config_file`, it leaves the bundle as it is.
     """
     from monai_adv import cli
     from monai_adv.bundle import overlay_path

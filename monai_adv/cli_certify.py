@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from monai_adv import cli_options as options
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -14,24 +16,36 @@ def register(app: typer.Typer) -> None:
 
 
 def certify(
-    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
-    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint, best trained with the noise.")],
-    sigma: Annotated[float, typer.Option(help="Noise on the network's input, in its units (std after a z-score).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for segmentations and records.")],
-    tau: Annotated[float, typer.Option(help="Probability a certified voxel exceeds, in [0.5, 1).")] = 0.75,
-    samples: Annotated[int, typer.Option(min=1, help="Noisy passes that are tested.")] = 100,
-    draws0: Annotated[int, typer.Option(min=1, help="Noisy passes before, which choose the class.")] = 100,
-    alpha: Annotated[float, typer.Option(help="Family-wise error over all voxels.")] = 1e-3,
-    correction: Annotated[str, typer.Option(help="holm or bonferroni.")] = "holm",
-    batch: Annotated[int, typer.Option(min=1, help="Noisy images per call.")] = 2,
-    subject: Annotated[list[str] | None, typer.Option(help="Subject; may be repeated; all if left out.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    resample: Annotated[bool, typer.Option(help="Run the network at the spacing it was trained at.")] = False,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
+    root: options.Labelled,
+    checkpoint: options.Checkpoint,
+    sigma: Annotated[
+        float,
+        typer.Option(metavar="SIGMA", help="Noise on the network's input, in its units (std after a z-score), > 0."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where segmentations and records go.")
+    ],
+    tau: Annotated[
+        float, typer.Option(metavar="TAU", help="Probability that a certified voxel exceeds, from .5 to below 1.")
+    ] = 0.75,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Noisy passes that are tested.")] = 100,
+    draws0: Annotated[int, typer.Option(min=1, metavar="N", help="Noisy passes before, which choose the class.")] = 100,
+    alpha: Annotated[
+        float, typer.Option(metavar="ALPHA", help="Family-wise error over all voxels of a scan, in (0, 1).")
+    ] = 1e-3,
+    correction: Annotated[
+        options.Correction, typer.Option(help="For testing every voxel.", case_sensitive=False)
+    ] = "holm",
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Noisy images per call.")] = 2,
+    subject: options.Subjects = None,
+    seed: options.Seed = 0,
+    resample: options.Resample = False,
+    scheme: options.SchemeName = None,
 ) -> None:
-    """Certify segmentations by randomized smoothing: NIfTI (255 abstains), certified Dice, abstention, radius.
+    """Certify segmentations by randomized smoothing.
 
-    Example: monai-adv certify BraTS2021 --checkpoint noise.pt --sigma 0.25 --tau 0.75 -o certified
+    Writes NIfTI in which 255 abstains, certified Dice, the share of abstention and the certified L2 radius. The victim
+    is best one trained with the noise: `monai-adv train --method noise`.
     """
     import pandas as pd
 

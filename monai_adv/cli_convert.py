@@ -14,13 +14,19 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Folder of a DICOM series, or an NRRD, MetaImage or NIfTI file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="NIfTI file to write, .nii.gz or .nii.")],
-    series: Annotated[str | None, typer.Option(help="Series UID, where the folder holds several.")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder of a DICOM series, or an NRRD, MetaImage or NIfTI file.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="NIfTI file to write, .nii.gz or .nii.")
+    ],
+    series: Annotated[
+        str | None, typer.Option(metavar="UID", help="Series to take, where the folder holds several.")
+    ] = None,
 ) -> None:
-    """Write a DICOM series, NRRD or MetaImage as NIfTI: no voxel is moved, no text of the patient is written.
+    """Write a DICOM series, NRRD or MetaImage as NIfTI.
 
-    Example: monai-adv convert DICOM/T1 -o BraTS2021_00000/BraTS2021_00000_t1.nii.gz
+    No voxel is moved, and no text of the patient is written.
     """
     import numpy as np
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from monai_adv import cli_bundle
+from monai_adv import cli_options as options
 from monai_adv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,52 +21,120 @@ def register(app: typer.Typer) -> None:
     app.command()(merge)
 
 
+STUDY, BUNDLE = "Of a study", "Of a MONAI bundle (--bundle)"
+
+
 def run(
-    study: Annotated[Path | None, typer.Argument(help="Study in YAML.")] = None,
+    study: Annotated[Path | None, typer.Argument(metavar="STUDY", help="Study in YAML.", show_default=False)] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on in a folder that has units; or refuse it.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Go on in a folder with units, or refuse it.", rich_help_panel=STUDY),
     ] = True,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Compute units without a result again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Compute units without a result again.", rich_help_panel=STUDY)
+    ] = False,
     shard: Annotated[
         str | None,
-        typer.Option(help="Only part i/n; by torchrun's or SLURM's variables if left out, 1/1 ignores them."),
+        typer.Option(
+            metavar="I/N", help="Only part i of n; 1/1 is all of it.", rich_help_panel=STUDY,
+            show_default="by torchrun's or SLURM's variables",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what there is to do, and about how long.")
+        bool,
+        typer.Option("--dry-run", help="Say what there is to do and how long it takes.", rich_help_panel=STUDY),
     ] = False,
     probes: Annotated[
-        bool, typer.Option("--probes/--no-probes", help="The automatic checks that compute something.")
+        bool, typer.Option("--probes/--no-probes", help=options.PROBES, rich_help_panel=STUDY)
     ] = True,
-    report_: Annotated[bool, typer.Option("--report/--no-report", help="Tables, figures, report of a study.")] = True,
-    bundle: Annotated[Path | None, typer.Option(help="MONAI bundle to attack instead of a study.")] = None,
-    trust: Annotated[str | None, typer.Option(help="SHA-256 of the bundle's configuration, which is executed.")] = None,
-    attack: Annotated[str | None, typer.Option(help="Attack on the bundle; pgd if left out.")] = None,
-    eps: Annotated[list[float] | None, typer.Option(help="Its budget; may be repeated.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of threat or attack as key=value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; bundle_run if left out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first cases.")] = None,
-    override: Annotated[list[str] | None, typer.Option(help="Entry of the bundle's configuration, key=value.")] = None,
-    regions: Annotated[str | None, typer.Option(help="Output channels in order, TC,WT,ET, or {name: classes}.")] = None,
-    head: Annotated[str | None, typer.Option(help="sigmoid or softmax, where the bundle does not tell.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the bundle's network runs; cpu if left out.")] = None,
-) -> None:
-    """Run a study (victims x attacks x budgets x subjects), or attack a MONAI bundle on its own validation data.
+    report_: Annotated[
+        bool, typer.Option("--report/--no-report", help=options.REPORT, rich_help_panel=STUDY)
+    ] = True,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Bundle to attack instead of a study.", rich_help_panel=BUNDLE),
+    ] = None,
+    trust: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHA256", help="Of its configuration, which is executed; told if left out.", rich_help_panel=BUNDLE
+        ),
+    ] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ATTACK", help="Attack, see `monai-adv attacks`.", autocompletion=options.complete_attack,
+            show_default="pgd", rich_help_panel=BUNDLE,
+        ),
+    ] = None,
+    eps: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="EPS", help="Budget: size of the largest change; may be repeated. Units by --option units=.",
+            show_default="0.1, or the attack's own", callback=options.above_zero, rich_help_panel=BUNDLE,
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Option of attack or threat; may be repeated.", show_default=False,
+            rich_help_panel=BUNDLE,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Where records and tables go.", show_default="bundle_run",
+            rich_help_panel=BUNDLE,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only the first cases.", show_default="all", rich_help_panel=BUNDLE),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Entry of the bundle's configuration; may be repeated.", show_default=False,
+            rich_help_panel=BUNDLE,
+        ),
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Output channels in order, TC,WT,ET, or YAML '{WT: [1, 2, 3]}' of classes.",
+            rich_help_panel=BUNDLE,
+        ),
+    ] = None,
+    head: Annotated[
+        options.HeadKind | None,
+        typer.Option(help="Where the bundle does not tell.", case_sensitive=False, rich_help_panel=BUNDLE),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE", help="Where its network runs: cpu, cuda or cuda:1.", show_default="cpu",
+            rich_help_panel=BUNDLE,
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Run a study, or attack a MONAI bundle.
 
-    Finished units are skipped. Exit code 1: a subject or unit has no result; 3: an automatic check failed.
-
-    Example: monai-adv run study.yaml
+    A study crosses victims, attacks, budgets and subjects; finished units are skipped, so the same command goes on. A
+    bundle is attacked on its own validation data. Exit code 1: a subject or unit has no result; 3: an automatic check
+    failed.
     """
     from monai_adv import cli
 
-    options: dict[str, Any] = {"trust": trust, "attack": attack, "eps": eps, "option": option, "output": output,
-                               "limit": limit, "override": override, "regions": regions, "head": head,
-                               "device": device}  # fmt: skip
-    cli_bundle.require_one(study, bundle, options)
+    given: dict[str, Any] = {"trust": trust, "attack": attack, "eps": eps, "option": option, "output": output,
+                             "limit": limit, "override": override, "regions": regions, "head": head,
+                             "device": device}  # fmt: skip
+    cli_bundle.require_one(study, bundle, given)
     if bundle is not None:
-        given = {"--no-resume": not resume, "--retry-failed": retry_failed, "--shard": shard, "--dry-run": dry_run}
-        if any(given.values()):
-            raise ConfigError(f"{', '.join(k for k, v in given.items() if v)} go with a study, not with --bundle")
-        cli_bundle.run(bundle, **options)
+        of_studies = {"--no-resume": not resume, "--retry-failed": retry_failed, "--shard": shard, "--dry-run": dry_run}
+        if any(of_studies.values()):
+            raise ConfigError(f"{', '.join(k for k, v in of_studies.items() if v)} go with a study, not with --bundle")
+        cli_bundle.run(bundle, **given)
         return
     assert study is not None
     from monai_adv.studies import Shard, load_study, run_study
@@ -94,15 +163,13 @@ def run(
 
 
 def merge(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as its shards left it.")],
-    probes: Annotated[
-        bool, typer.Option("--probes/--no-probes", help="The automatic checks that compute something.")
-    ] = True,
-    report_: Annotated[bool, typer.Option("--report/--no-report", help="Tables, figures, report of the study.")] = True,
+    run_folder: options.RunFolder,
+    probes: Annotated[bool, typer.Option("--probes/--no-probes", help=options.PROBES)] = True,
+    report_: Annotated[bool, typer.Option("--report/--no-report", help=options.REPORT)] = True,
 ) -> None:
-    """Make the tables and the report of a run from what its shards computed; exit code 1 if units are missing.
+    """Make tables and report of what the shards of a run left.
 
-    Example: monai-adv merge runs/brats
+    Exit code 1 if units are missing.
     """
     from monai_adv import cli
     from monai_adv.studies import merge_study
@@ -113,8 +180,7 @@ def merge(
         stored, _ = stored_study(run_folder)
         with cli._interruptible(), cli._bar("checks") as update:
             probe(stored.model_copy(update={"output": run_folder}), cli._follow(update))
-    for problem in merged.problems:
-        cli.err.print(f"[red]{cli._escape(problem)}[/]", highlight=False, soft_wrap=True)
+    cli._print_problems(merged.problems)
     cli.out.print(f"{merged.units} units merged, {merged.missing} missing, {len(merged.problems)} problems")
     conclude(run_folder, merged.problems, report_)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from monai_adv import cli_options as options
 from monai_adv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,34 +19,66 @@ def register(app: typer.Typer) -> None:
     app.command()(train_synthesis)
 
 
-def train_synthesis(
-    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
-    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint; a 2D network's is attacked on axial slices.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Generator to write.")] = Path("generator.pt"),
-    hold_out: Annotated[
-        int, typer.Option(min=0, help="Leave out every n-th subject by name, from the first; 0 uses all.")
-    ] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
-    minutes: Annotated[float | None, typer.Option(help="Stop by the clock if steps are left.")] = None,
-    patch: Annotated[int | None, typer.Option(min=16, help="Side of the crops in voxels; 64, or 96 in 2D.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Crops per step; 2, or 4 in 2D.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, crops, drops and codes.")] = 0,
-    learning_rate: Annotated[float, typer.Option(help="Of the generator and the critic.")] = 5e-4,
-    weight: Annotated[list[str] | None, typer.Option(help="Weight of a term of the loss as name=value.")] = None,
-    critic: Annotated[bool, typer.Option("--critic/--no-critic", help="A critic for realism.")] = True,
-    max_mm: Annotated[float | None, typer.Option(help="Limit of the deformation in mm; 0 for none.")] = None,
-    max_bias: Annotated[float | None, typer.Option(help="Limit of the bias field, relative; 0 for none.")] = None,
-    max_residual: Annotated[float | None, typer.Option(help="Limit of the residual in std; 0 for none.")] = None,
-    log_dir: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="File of the training's state; if it exists, the training goes on from it.")
-    ] = None,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
-) -> None:
-    """Train a generator of synthetic examples whose Dice is lower by the amount one asks for.
+LIMITS = "Limits of a change"
 
-    After every epoch the checkpoint is written, and a picture of one crop to <output>_epochs. Example: monai-adv
-    train-synthesis BraTS2021 --checkpoint unet.pt -o generator.pt --minutes 30
+
+def train_synthesis(
+    root: options.Labelled,
+    checkpoint: options.Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Generator to write.")] = Path(
+        "generator.pt"
+    ),
+    hold_out: options.HoldOut = 5,
+    steps: options.Steps = 1000,
+    minutes: options.Minutes = None,
+    patch: Annotated[
+        int | None,
+        typer.Option(min=16, metavar="VOXELS", help="Side of the crops.", show_default="64, or 96 of a 2D network"),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Crops per step.", show_default="2, or 4 of a 2D network"),
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(metavar="RATE", help="Learning rate of the generator and of the critic.")
+    ] = 5e-4,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TERM=VALUE", help="Weight of a term of the loss; may be repeated.", show_default=False),
+    ] = None,
+    critic: Annotated[bool, typer.Option("--critic/--no-critic", help="A critic for realism.")] = True,
+    max_mm: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="MM", help="Of the deformation; 0 for none.", show_default="8", rich_help_panel=LIMITS
+        ),
+    ] = None,
+    max_bias: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="SHARE", help="Of the bias field, as a share of the signal; 0 for none.",
+            show_default="0.5", rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    max_residual: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="STD", help="Of the residual, in the brain's standard deviations; 0 for none.",
+            show_default="0.5", rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    log_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where TensorBoard reads.")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="State of the training; where it exists, the training goes on from it."),
+    ] = None,
+    seed: options.Seed = 0,
+    scheme: options.SchemeName = None,
+) -> None:  # fmt: skip
+    """Train a generator of examples that lower Dice.
+
+    One asks for the amount. A 2D network is attacked on axial slices. After every epoch the checkpoint is written, and
+    a picture of one crop to the folder beside it that ends in `_epochs`.
     """
     from monai_adv import cli
     from monai_adv.cli_attacks import parse_options

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from monai_adv import cli_options as options
 from monai_adv.cli_attacks import parse_options
 from monai_adv.errors import ConfigError
 
@@ -16,52 +17,91 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
 
 
+NETWORK, ROBUST = "Network", "Robust training"
+
+
 def train(
-    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("victim.pt"),
-    hold_out: Annotated[
-        int, typer.Option(min=0, help="Leave out every n-th subject by name, from the first; 0 uses all.")
-    ] = 5,
-    head: Annotated[str, typer.Option(help="softmax (4 classes) or sigmoid (TC, WT, ET).")] = "softmax",
+    root: options.Labelled,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="CHECKPOINT", help="Checkpoint to write.")
+    ] = Path("victim.pt"),
+    hold_out: options.HoldOut = 5,
+    steps: options.Steps = 4000,
+    minutes: options.Minutes = None,
+    patch: Annotated[
+        int, typer.Option(min=16, metavar="VOXELS", help="Side of patches and of the sliding window.")
+    ] = 64,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Patches per step.")] = 2,
+    learning_rate: options.LearningRate = 2e-3,
+    init: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Train its network further.", show_default="a new network")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
+    seed: options.Seed = 0,
+    scheme: options.SchemeName = None,
+    head: Annotated[
+        options.HeadKind,
+        typer.Option(help="4 classes, or TC, WT, ET.", case_sensitive=False, rich_help_panel=NETWORK),
+    ] = "softmax",
     network: Annotated[
-        str | None,
-        typer.Option(help="UNet (the baseline), BasicUNet, SegResNet, DynUNet, AttentionUnet, UNETR, SwinUNETR, VNet."),
-    ] = None,
-    network_option: Annotated[
-        list[str] | None, typer.Option(help="Argument of the network's MONAI class as key=value (YAML value).")
-    ] = None,
-    dims: Annotated[
-        int | None, typer.Option(min=2, max=3, help="2 trains on axial slices, 3 (or as --init) on volumes.")
-    ] = None,
-    channels: Annotated[str | None, typer.Option(help="Channels of the U-Net's levels; 16,32,64,128.")] = None,
-    res_units: Annotated[int | None, typer.Option(min=0, help="Residual units per level of the U-Net; 0.")] = None,
-    patch: Annotated[int, typer.Option(min=16, help="Side of patches and of the sliding window, in voxels.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Patches per step.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 4000,
-    minutes: Annotated[float | None, typer.Option(help="Stop by the clock if steps are left.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Seed of weights, patches and augmentation.")] = 0,
-    half: Annotated[bool, typer.Option(help="Store the weights in 16 bits.")] = False,
-    method: Annotated[
-        str | None,
+        options.Network | None,
         typer.Option(
-            help="noise, fgsm_at, pgd_at, free, trades, vafa_at, distillation, synthesis, offline; plain if left out."
+            metavar="NETWORK", case_sensitive=False, show_default="UNet, or that of --init", rich_help_panel=NETWORK,
+            help=f"MONAI's {options.NETWORKS}; UNet is the baseline.",
         ),
     ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the method as key=value (YAML value).")] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint whose network is trained further.")] = None,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
-) -> None:
-    """Train a network of MONAI's, plainly or robustly, and report its Dice on the subjects left out.
+    network_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Argument of the network's MONAI class; may be repeated.", show_default=False,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    dims: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=3, metavar="AXES", help="2 trains on axial slices, 3 on volumes.",
+            show_default="3, or that of --init", rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="Channels of the U-Net's levels.", show_default="16,32,64,128",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    res_units: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Residual units per level of the U-Net.", show_default="0",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    method: Annotated[
+        options.Method | None,
+        typer.Option(
+            metavar="METHOD", show_default="plain", rich_help_panel=ROBUST,
+            help=f"{options.METHODS}.",
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Option of the method; may be repeated. Budgets in std of the brain.",
+            show_default=False, rich_help_panel=ROBUST,
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Train a network, plainly or robustly.
 
-    Budgets of the online methods are in standard deviations of the brain. Example: monai-adv train BraTS2021 -o at.pt
-    --init unet.pt --method pgd_at --option eps=0.1 --option steps=3 --minutes 25
+    Its Dice and HD95 on the subjects left out are reported. `--minutes` is the time of the training alone.
     """
     from monai_adv import cli
     from monai_adv.studies.training import train_and_score
 
     if option and method is None:
-        raise ConfigError("--option belongs to a --method")
+        raise ConfigError("--option belongs to a method: give it too, e.g. --method pgd_at")
     described = _network(network, network_option, channels, res_units, init)
     recipe = {
         "head": head, "network": described, "patch": (patch,) * (dims or axes_of(init)), "batch": batch, "steps": steps,
@@ -81,7 +121,7 @@ def train(
 
 
 def _network(
-    name: str | None, options: list[str] | None, channels: str | None, res_units: int | None, init: Path | None
+    name: str | None, arguments: list[str] | None, channels: str | None, res_units: int | None, init: Path | None
 ) -> dict[str, Any]:
     """The network as plain data; empty for that of a checkpoint.
 
@@ -94,12 +134,27 @@ def _network(
             raise ConfigError(
                 f"--channels and --res-units are the U-Net's: give the arguments of {name} by --network-option"
             )
-        return {"name": name, **parse_options(options)}
-    if init is not None and name is None and not widths and not options:
+        return {"name": name, **parse_options(arguments, "--network-option")}
+    if init is not None and name is None and not widths and not arguments:
         return {}
-    levels = [int(c) for c in (channels or "16,32,64,128").split(",")]
+    levels = _levels(channels or "16,32,64,128")
     described = {"channels": levels, "strides": [2] * (len(levels) - 1), "num_res_units": res_units or 0}
-    return {**described, **parse_options(options)}
+    return {**described, **parse_options(arguments, "--network-option")}
+
+
+def _levels(text: str) -> list[int]:
+    """Channels of the levels, ``16,32,64``.
+
+    Raises:
+        ConfigError: for what is no such list.
+    """
+    try:
+        levels = [int(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if len(levels) < 2 or min(levels) < 1:
+        raise ConfigError(f"--channels {text!r} must be whole numbers, two or more: --channels 16,32,64,128")
+    return levels
 
 
 def axes_of(checkpoint: Path | None) -> int:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from monai_adv import cli_options as options
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -14,36 +16,46 @@ def register(app: typer.Typer) -> None:
 
 
 def universal(
-    root: Annotated[Path, typer.Argument(help="Folder of images with labels.")],
-    checkpoint: Annotated[Path, typer.Option(help="Victim's checkpoint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for perturbations, records and tables.")],
-    eps: Annotated[float, typer.Option(help="Budget.")] = 0.1,
-    units: Annotated[str, typer.Option(help="std, range or absolute.")] = "std",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    root: options.Labelled,
+    checkpoint: options.Checkpoint,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where perturbations, records and tables go.")
+    ],
+    eps: Annotated[float, typer.Option(metavar="EPS", help=options.EPS, callback=options.above_zero)] = 0.1,
+    units: Annotated[options.Units, typer.Option(help=options.UNITS, case_sensitive=False)] = "std",
+    norm: Annotated[options.Norm, typer.Option(help=options.NORM, case_sensitive=False)] = "linf",
     mode: Annotated[
-        str, typer.Option(help="untargeted, static (one mask) or dynamic (a rule per subject).")
+        options.UniversalMode, typer.Option(help="Away from the truth; to one mask; or to a rule per subject.")
     ] = "untargeted",
-    target: Annotated[
-        str | None,
-        typer.Option(help="Target as YAML: '{hide: ET}' or background; static: '{subject: ID}', '{file: PATH}'."),
-    ] = None,
+    target: options.Target = None,
     modality: Annotated[
-        list[str] | None, typer.Option(help="T1, T1c, T2, FLAIR or all; may be repeated; the five if left out.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY", help="T1, T1c, T2, FLAIR or all at once; may be repeated.", show_default="the five",
+            autocompletion=options.complete_modality,
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of each perturbation.")] = 40,
-    batch: Annotated[int, typer.Option(min=1, help="Subjects per update.")] = 2,
-    step_size: Annotated[float | None, typer.Option(help="In units; 2.5 eps / steps if left out.")] = None,
-    loss: Annotated[str, typer.Option(help="Loss by name.")] = "dice_ce",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Updates of each perturbation.")] = 40,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Subjects per update.")] = 2,
+    step_size: Annotated[
+        float | None, typer.Option(metavar="SIZE", help="Of an update, in --units.", show_default="2.5 eps / steps")
+    ] = None,
+    loss: Annotated[
+        options.Loss, typer.Option(metavar="LOSS", help=f"What is driven up: {options.LOSSES}.")
+    ] = "dice_ce",
     hold_out: Annotated[
-        int, typer.Option(min=2, help="Test every n-th subject by name, from the first, as `train` leaves out.")
+        int,
+        typer.Option(min=2, metavar="N", help="Test on every n-th subject by name, from the first; train on the rest."),
     ] = 5,
-    test_every: Annotated[int, typer.Option(min=0, help="Also test after every n updates; 0 only at the end.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the order of the subjects and of the noise.")] = 0,
-    scheme: Annotated[str | None, typer.Option(help="Label scheme, where the names do not settle it.")] = None,
-) -> None:
-    """Train universal perturbations on some subjects and report Dice on others, per modality and for all.
+    test_every: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Also test after every n updates; 0 only at the end.")
+    ] = 0,
+    seed: options.Seed = 0,
+    scheme: options.SchemeName = None,
+) -> None:  # fmt: skip
+    """Train one perturbation for a whole cohort.
 
-    Example: monai-adv universal BraTS2021 --checkpoint unet.pt -o universal --eps 0.1 --steps 40
+    One for each modality and one for all of them at once; Dice is reported on subjects they were not made of.
     """
     from monai_adv import cli
     from monai_adv.data import MODALITIES

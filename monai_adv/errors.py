@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class MonaiAdvError(Exception):
     """Base class of every error this package raises on purpose; the command line prints it without a traceback."""
@@ -29,3 +32,22 @@ class NonFiniteError(MonaiAdvError, ArithmeticError):
 
 class RankError(MonaiAdvError, RuntimeError):
     """One process of a ``torch.distributed`` group failed; raised in all of them, so that none waits for it."""
+
+
+def did_you_mean(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The nearest known name as the end of a message, ``"; did you mean 'fgsm'?"``; empty if none is near.
+
+    Args:
+        name: what was given; case does not matter.
+        known: the names there are.
+        cutoff: how near, in (0, 1); 1 is equal.
+
+    Example:
+        >>> did_you_mean("fgms", ["fgsm", "pgd"])
+        "; did you mean 'fgsm'?"
+        >>> did_you_mean("xyz", ["fgsm", "pgd"])
+        ''
+    """
+    names = {str(one).casefold(): str(one) for one in known}
+    near = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=cutoff)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""

@@ -8,12 +8,22 @@ from monai_adv.attacks.ensemble import Ensemble
 from monai_adv.attacks.frequency import VAFA
 from monai_adv.attacks.mask import ASM, ASMA, SSM, target_accuracy, target_iou
 from monai_adv.attacks.minimal import Minimal
-from monai_adv.attacks.minimum_norm import FMN, ALMAProx
+from monai_adv.attacks.minimum_norm import FMN, ALMAProx, MinimumNorm
 from monai_adv.attacks.momentum import MIFGSM
 from monai_adv.attacks.physical import BiasFieldAttack, GammaAttack, PhysicalAttack
-from monai_adv.attacks.physical_geometry import AffineAttack, DeformationAttack
+from monai_adv.attacks.physical_geometry import AffineAttack, DeformationAttack, GeometricAttack
 from monai_adv.attacks.physical_kspace import GhostingAttack, GibbsAttack, MotionAttack, RicianAttack
-from monai_adv.attacks.registry import ATTACKS, attack_class, available, build, create, option_defaults, option_names
+from monai_adv.attacks.registry import (
+    ATTACKS,
+    THREAT_OPTIONS,
+    attack_class,
+    available,
+    build,
+    create,
+    option_defaults,
+    option_names,
+    register,
+)
 from monai_adv.attacks.result import AttackResult, Cost
 from monai_adv.attacks.run import Run
 from monai_adv.attacks.segmentation import CosPGD, SegPGD
@@ -35,6 +45,7 @@ __all__ = [
     "PGD",
     "SEA",
     "SSM",
+    "THREAT_OPTIONS",
     "VAFA",
     "ALMAProx",
     "AffineAttack",
@@ -46,9 +57,11 @@ __all__ = [
     "DeformationAttack",
     "Ensemble",
     "GammaAttack",
+    "GeometricAttack",
     "GhostingAttack",
     "GibbsAttack",
     "Minimal",
+    "MinimumNorm",
     "MotionAttack",
     "Noise",
     "PhysicalAttack",
@@ -68,6 +81,7 @@ __all__ = [
     "fit_universal",
     "option_defaults",
     "option_names",
+    "register",
     "target_accuracy",
     "target_iou",
 ]

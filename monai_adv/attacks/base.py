@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,9 @@ Target = str | Mapping[str, Any] | Tensor
 class Attack(ABC):
     """Searches a perturbation that a threat allows and that raises a loss of a victim.
 
+    A subclass defines ``_search(self, run)``, which looks for images inside ``run.ball`` and shows them to the
+    :class:`Run`; what to return, how it is scored and what it cost is seen to here. See :func:`register`.
+
     Args:
         threat: what may change.
         loss: a name of :data:`monai_adv.losses.LOSSES` or an :class:`monai_adv.losses.AttackLoss`.
@@ -37,8 +41,9 @@ class Attack(ABC):
         draws: passes of a random victim per evaluation; gradient and loss are their mean (expectation over
             transformation, Athalye et al. 2018), so is the score.
 
-    Class attributes, for the registry and for studies:
-        name, reference: of the method.
+    Class attributes:
+        name: of the method, by which the registry, studies and tables know it.
+        reference: of the method.
         modes: "untargeted", "targeted" or "both".
         norms: norms of the threats it can search; "parameter" for attacks whose budget is in units of their own.
         units: units of such a budget, e.g. "mm"; None if the threat's.
@@ -213,7 +218,9 @@ class Attack(ABC):
         return torch.stack([score if self.targeted else -score, objective.to(score)], dim=1)
 
     def parameters(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, for records and reports."""
+        """The constructor's arguments as plain values, for records and reports; of an attack that is not of this
+        package also ``code``, a hash of its source.
+        """
         names = [
             p.name
             for c in type(self).__mro__
@@ -222,11 +229,32 @@ class Attack(ABC):
             if p.kind is not p.POSITIONAL_ONLY
         ]
         found = {n: getattr(self, n) for n in dict.fromkeys(names) if n not in ("self", "threat") and hasattr(self, n)}
-        return {"threat": self.threat.describe(), **{k: _readable(v) for k, v in found.items()}}
+        code = _own_code(type(self))
+        return {
+            "threat": self.threat.describe(),
+            **{k: _readable(v) for k, v in found.items()},
+            **({} if code is None else {"code": code}),
+        }
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.parameters().items() if k != "threat")
         return f"{type(self).__name__}({self.threat!r}, {arguments})"
+
+
+def _own_code(kind: type) -> str | None:
+    """SHA-256 of the methods that are not of this package: what other code has found is not the result of these."""
+    classes = [c for c in kind.__mro__ if c is not object and not c.__module__.startswith(("monai_adv.", "abc"))]
+    methods = [value for c in classes for _, value in sorted(vars(c).items()) if inspect.isfunction(value)]
+    text = "".join(_source(method) for method in methods)
+    return hashlib.sha256(text.encode()).hexdigest() if classes else None
+
+
+def _source(method: Any) -> str:
+    try:
+        return inspect.getsource(method)
+    except (OSError, TypeError):  # typed into an interpreter that keeps no text
+        code = method.__code__
+        return code.co_code.hex() + repr([c for c in code.co_consts if not inspect.iscode(c)])
 
 
 def _affine(image: Tensor, given: Tensor | None) -> Tensor | None:

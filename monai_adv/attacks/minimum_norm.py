@@ -203,9 +203,9 @@ class FMN(MinimumNorm):
 class ALMAProx(MinimumNorm):
     """Proximal augmented Lagrangian: one multiplier per voxel that is not fooled yet, and a proximal step of the norm.
 
-    Every counted voxel is a constraint; its violation is penalised with a multiplier and a penalty weight of its own
-    (:func:`monai_adv.attacks.lagrangian.penalty`), and the norm, which has no useful gradient, is made small by its
-    proximity operator. The ``1 - nu`` hardest voxels are left out.
+    Every counted voxel is a constraint; its violation is penalised with a multiplier and a penalty weight of its own,
+    and the norm, which has no useful gradient, is made small by its proximity operator. The ``1 - nu`` hardest voxels
+    are left out.
 
     The paper's are the L-inf norm, penalty, mask, scaled margins, moving averages, the diagonal metric and the decaying
     step. Ours are: the derivative of the penalty at 0 is the multiplier; the divisor of the margin has no gradient, and

@@ -183,7 +183,7 @@ def load_bundle(
     names = tuple(channels) if channels is not None else tuple(_definition(metadata, "inputs").values())
     found["channels"] = ", ".join(names) or "not named in metadata.json (channels=)"
     known = [modality(name) for name in names]
-    if names and None not in known:
+    if names and None not in known and known != list(names):
         found["channels"] += f" = {', '.join(map(str, known))}"
     amp, key = bundle.get("amp", default=False)
     amp_kwargs, _ = bundle.get("amp_kwargs", default={})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from monai_adv.data.convert import convert_volume
-from monai_adv.data.datalist import brats_datalist, scan
+from monai_adv.data.datalist import Scan, brats_datalist, scan
 from monai_adv.data.displacement import along_axes, along_world, load_displacement, save_displacement
+from monai_adv.data.findings import Finding
 from monai_adv.data.headers import stored_type
 from monai_adv.data.labels import (
     CLASSES,
@@ -18,6 +19,7 @@ from monai_adv.data.labels import (
 from monai_adv.data.loading import LoadCased, load_case
 from monai_adv.data.masks import align_mask, load_mask
 from monai_adv.data.preflight import PreflightReport, check_folder, check_item
+from monai_adv.data.segmentations import SegmentationPair, load_pair, pair_segmentations
 from monai_adv.data.simulation import simulate_cohort
 from monai_adv.data.storage import Storage
 from monai_adv.data.writing import save_nifti
@@ -27,9 +29,12 @@ __all__ = [
     "MODALITIES",
     "REGIONS",
     "SIGMOID_CHANNELS",
+    "Finding",
     "LabelScheme",
     "LoadCased",
     "PreflightReport",
+    "Scan",
+    "SegmentationPair",
     "Storage",
     "align_mask",
     "along_axes",
@@ -41,6 +46,8 @@ __all__ = [
     "load_case",
     "load_displacement",
     "load_mask",
+    "load_pair",
+    "pair_segmentations",
     "region_channels",
     "region_masks",
     "save_displacement",

@@ -96,11 +96,12 @@ def scan(root: str | os.PathLike[str], scheme: str | LabelScheme | None = None, 
     """
     folder = Path(root)
     if not os.path.isdir(folder):  # Path.is_dir raises where a name is too long or a parent not allowed
-        raise DataError(f"{folder}: no such folder. Pass the folder that holds the cases.")
+        what = "a file, not a folder" if os.path.exists(folder) else "no such folder"
+        raise DataError(f"{folder}: {what}. Pass the folder that holds the cases.")
     asked = None if scheme is None else LabelScheme.get(scheme).name
     found = Scan()
     files = []
-    for file in sorted(_image_files(folder, found)):
+    for file in sorted(image_files(folder, found)):
         if _printable(str(file.relative_to(folder))):
             files.append(file)
         else:
@@ -137,7 +138,23 @@ def sanitise_subject(name: str) -> str:
     return cleaned or "unnamed"
 
 
-def _image_files(folder: Path, found: Scan) -> Iterator[Path]:
+def naming_role(name: str) -> tuple[str, str | None, str | None]:
+    """Case, role (a modality or ``"label"``) and naming convention of a file's name without ending.
+
+    Example:
+        >>> naming_role("BraTS2021_00000_t1ce"), naming_role("BraTS-GLI-00000-000-seg"), naming_role("x")
+        (('BraTS2021_00000', 'T1c', '2017-2021'), ('BraTS-GLI-00000-000', 'label', '2023+'), ('x', None, None))
+    """
+    match = _CASE_FILE.match(name)
+    if match is None:
+        return name, None, None
+    naming, role = _ROLES[match["ending"].lower()]
+    return match["case"], role, naming
+
+
+def image_files(folder: Path, found: Scan) -> Iterator[Path]:
+    """Image files below a folder, hidden ones left out; folders that cannot be read are added to the problems."""
+
     def unreadable(error: OSError) -> None:
         what = f"the folder cannot be read ({error.strerror})"
         found.problems.append(Finding("error", "", ascii(error.filename), what, "Are you allowed to?"))
@@ -156,7 +173,7 @@ def _stem(file: Path) -> str:
     return stem(file) or file.name
 
 
-def _infer_scheme(case: str, naming: str) -> str | None:
+def infer_scheme(case: str, naming: str) -> str | None:
     """The scheme a BraTS name stands for; None where releases with the same name mean different things."""
     if case.lower().startswith("brats-ped"):
         return None  # 2023: 1 NCR, 2 ED, 3 ET; 2024: 1 ET, 2 NET, 3 cysts, 4 ED
@@ -170,12 +187,11 @@ def _scan_brats(files: list[Path], asked: str | None, require_label: bool, found
     cases: dict[tuple[Path, str], dict[str, dict[str, list[Path]]]] = defaultdict(lambda: defaultdict(dict))
     strangers: dict[Path, list[str]] = defaultdict(list)
     for file in files:
-        match = _CASE_FILE.match(_stem(file))
-        if match is None:
+        case, role, naming = naming_role(_stem(file))
+        if role is None or naming is None:
             strangers[file.parent].append(file.name)
             continue
-        naming, role = _ROLES[match["ending"].lower()]
-        cases[file.parent, match["case"]][naming].setdefault(role, []).append(file)
+        cases[file.parent, case][naming].setdefault(role, []).append(file)
     for (parent, case), namings in sorted(cases.items()):
         # A folder that mixes both conventions is judged by the one that has more of the four modalities.
         naming = max(namings, key=lambda key: sum(role in namings[key] for role in MODALITIES))
@@ -197,7 +213,7 @@ def _scan_brats(files: list[Path], asked: str | None, require_label: bool, found
                 if series.is_dir():
                     advice += f". {series.name} is a folder; of DICOM? monai-adv convert {series} -o {expected}"
                 problems.append(Finding("error", subject, str(parent / expected), what, advice))
-        name = asked or _infer_scheme(case, naming)
+        name = asked or infer_scheme(case, naming)
         if name is None and "label" in present:
             what = "the label scheme cannot be told from the name (BraTS-PED 2023 and 2024 differ)"
             advice = f"Pass scheme=, one of {', '.join(LabelScheme.names())}"

@@ -35,21 +35,33 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
             os.fsync(stream.fileno())
         os.replace(temporary, destination)
     except OSError as error:
-        raise WriteError(
-            f"cannot write {destination}: {error.strerror or error}; make the folder writable or free some space, then "
-            "run the same command again: what is finished is kept"
-        ) from error
+        raise WriteError(f"cannot write {destination}: {write_advice(destination, error)}") from error
     finally:
         with suppress(OSError):  # gone already, or never made
             temporary.unlink()
+
+
+def write_advice(destination: Path, error: OSError) -> str:
+    """What went wrong when a file was written, and what to do."""
+    file = next((str(p) for p in destination.parents if os.path.lexists(p) and not p.is_dir()), None)
+    if file is not None:
+        return f"{file} is a file, not a folder: give another output"
+    if destination.is_dir():
+        return "it is a folder: give the name of a file"
+    return (
+        f"{error.strerror or error}; make the folder writable or free some space, then run the same command again: "
+        "what is finished is kept"
+    )
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Make sure that a file could be written, before hours are spent on what goes into it.
 
     Raises:
-        WriteError: if its folder cannot be made or written to.
+        WriteError: if its folder cannot be made or written to, or if there is a folder of that name.
     """
+    if Path(path).is_dir():
+        raise WriteError(f"cannot write {path}: it is a folder: give the name of a file")
     probe = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.probe")
     with atomic_file(probe):
         pass

@@ -88,7 +88,7 @@ def stored_type(path: str | Path) -> Storage:
         path: an image file with three or four axes.
 
     Raises:
-        DataError: as :func:`read_header`.
+        DataError: if the file is missing, cut off, or no image of this kind.
     """
     return read_header(path, None).storage
 

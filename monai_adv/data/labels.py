@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from monai_adv.errors import DataError
+from monai_adv.errors import DataError, did_you_mean
 
 MODALITIES = ("T1", "T1c", "T2", "FLAIR")
 """Canonical channel order."""
@@ -93,7 +93,8 @@ class LabelScheme:
             return name
         key = str(name).lower().replace(" ", "")
         if key not in _VALUES:
-            raise DataError(f"unknown label scheme {name!r}; known are {', '.join(_VALUES)}")
+            near = did_you_mean(key, _VALUES)
+            raise DataError(f"unknown label scheme {name!r}{near}; known are {', '.join(_VALUES)}")
         return cls(key, _VALUES[key])
 
     def to_classes(self, array: Any, where: str = "") -> np.ndarray:

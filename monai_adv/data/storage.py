@@ -68,7 +68,7 @@ class Storage:
             where: file, for the message of an error.
 
         Returns:
-            Array of type :attr:`dtype`, same shape. Real numbers stored as they are keep their bits.
+            Array of type ``dtype``, same shape. Real numbers stored as they are keep their bits.
 
         Raises:
             DataError: if a value is not finite or beyond :meth:`levels`.

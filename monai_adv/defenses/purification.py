@@ -16,6 +16,7 @@ from monai_adv.transforms.filter_kinds import KINDS
 from monai_adv.victims import Victim
 
 FILTERS: dict[str, Callable[..., Any]] = dict(KINDS)
+"""Filters by name, with what makes them."""
 
 
 class Purify:

@@ -110,7 +110,7 @@ class SynthesisTrainer(Trainer):
         spacing: voxel size of the batches in mm, one per axis.
         critic: ``(B, C, *spatial)`` to patch logits; needed unless its weight is 0.
         critic_optimizer: of the critic's parameters.
-        weights: changes to :data:`WEIGHTS`.
+        weights: changes to ``monai_adv.engines.synthesis.WEIGHTS``: critic, size, smoothness, folding, kl.
         drop: range of the drops asked for, in [0, 1].
         region: "present", the mean over the regions the truth has, or one by its name.
         seed: of drops and codes.

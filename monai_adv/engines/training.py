@@ -90,7 +90,7 @@ class TrainConfig:
     patch: tuple[int, ...] = (64, 64, 64)
     batch: int = 2
     per_subject: int = 1
-    steps: int = 1000
+    steps: int = 4000
     minutes: float | None = None
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -312,6 +312,11 @@ def _network(config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
         )
     if stored.head != config.head:
         raise ConfigError(f"{config.init} has a {stored.head} head: train it with that, not with {config.head}")
+    if Head(stored.head, stored.regions) != Head(stored.head):
+        raise ConfigError(
+            f"{config.init} has the outputs {stored.regions}: only networks whose outputs are NCR, ED, ET or TC, WT, "
+            "ET, in this order, are trained further here"
+        )
     if config.network and json.loads(json.dumps(wanted)) != stored.network:
         raise ConfigError(
             f"{config.init} holds the network {stored.network}: leave the network out to train it further"

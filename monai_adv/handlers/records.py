@@ -12,6 +12,7 @@ from monai_adv.metrics import image_quality, perturbation_norms, region_scores, 
 from monai_adv.victims import Head
 
 NORMS = tuple(f"{norm}_{unit}" for norm in ("linf", "l2") for unit in ("std", "range", "absolute"))
+"""Columns of records that hold the size of a perturbation, ``<norm>_<units>``."""
 
 
 def setting_label(attack: str, eps: float, units: str, norm: str = "linf") -> str:

@@ -158,6 +158,7 @@ LOSSES: dict[str, Callable[..., AttackLoss]] = {
     "dice_ce": DiceCrossEntropy,
     "margin": Margin,
 }  # weighted.py adds its own
+"""Losses by name, with what makes them."""
 
 
 def as_loss(loss: str | AttackLoss) -> AttackLoss:

@@ -210,7 +210,8 @@ def _class_indices(what: str, name: str | int, head: Head, channels: int | None)
     if found is None or (channels is not None and max(found) >= channels):
         names = [*(CLASSES[1:] if channels in (None, len(CLASSES)) else ()), *head.region_names]
         last = "" if channels is None else f" 0..{channels - 1}"
-        raise ConfigError(f"cannot {what} {name!r}: use a class index{last}, or one of {', '.join(names)}")
+        known = ", ".join(dict.fromkeys(names))
+        raise ConfigError(f"cannot {what} {name!r}: use a class index{last}, or one of {known}")
     return found
 
 

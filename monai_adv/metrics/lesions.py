@@ -105,7 +105,7 @@ def lesion_scores(
     if dilation < 0 or min_volume < 0:
         raise ValueError(f"dilation={dilation} and min_volume={min_volume} must not be negative.")
 
-    box = bounding_box(p | t, margin=dilation)
+    box = bounding_box(p | t)  # what is dilated meets inside it, if it meets
     p, t = p[box], t[box]
     touching, grown = np.ones((3, 3, 3), bool), ndimage.generate_binary_structure(3, 2)
 

@@ -22,8 +22,8 @@ def perturbation_norms(clean: Any, adversarial: Any, support: Any) -> dict[str, 
     Args:
         clean: ``(C, *spatial)``, two or three spatial axes.
         adversarial: the same shape and intensity units as `clean`.
-        support: boolean, ``(*spatial)``, ``(1, *spatial)`` or, with a mask for each channel, ``(C, *spatial)``: where the attack
-            was allowed to change the image.
+        support: boolean, ``(*spatial)``, ``(1, *spatial)`` or, with a mask for each channel,
+            ``(C, *spatial)``: where the attack was allowed to change the image.
 
     Returns:
         For each unit ``u`` of absolute, std, range:

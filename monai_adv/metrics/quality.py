@@ -37,8 +37,8 @@ def image_quality(clean: Any, adversarial: Any, support: Any) -> ImageQuality:
     Args:
         clean: ``(C, *spatial)``, two or three spatial axes.
         adversarial: the same shape and intensity units.
-        support: boolean, ``(*spatial)``, ``(1, *spatial)`` or, with a mask for each channel, ``(C, *spatial)``; as a rule the
-            brain.
+        support: boolean, ``(*spatial)``, ``(1, *spatial)`` or, with a mask for each channel,
+            ``(C, *spatial)``; as a rule the brain.
 
     Returns:
         ``ssim``: mean over the modalities, 1 for identical images; ``psnr``: of the squared error averaged over the

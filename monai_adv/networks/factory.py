@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.networks import nets
-from torch import nn
+from torch import Tensor, nn
 
-from monai_adv.errors import ConfigError
+from monai_adv.errors import ConfigError, did_you_mean
 
 NETWORKS = ("UNet", "BasicUNet", "SegResNet", "DynUNet", "AttentionUnet", "UNETR", "SwinUNETR", "VNet")
+"""Names of MONAI's networks that :func:`build_network` makes."""
 
 BASELINE: dict[str, Any] = {
     "name": "UNet",
@@ -32,7 +33,8 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     """Build one of MONAI's networks from its class name and arguments.
 
     Args:
-        config: ``{"name": class name in NETWORKS, **arguments}``, plain data.
+        config: ``{"name": class name in NETWORKS, **arguments}``, plain data. ``input_order`` brings the images'
+            channels into the network's own order: for each of its inputs the place in T1, T1c, T2, FLAIR.
 
     Raises:
         ConfigError: for an unknown name, arguments the class does not take, or a package it needs (UNETR and SwinUNETR:
@@ -43,14 +45,22 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         489322
     """
     arguments = dict(config)
-    name = arguments.pop("name", None)
+    name, order = arguments.pop("name", None), arguments.pop("input_order", None)
     network = _network_class(name)
+    if order is not None and sorted(order) != list(range(len(order))):
+        raise ConfigError(f"input_order {order} must hold every number from 0 to {len(order) - 1} once")
     try:
-        return network(**arguments)
+        built = network(**arguments)
     except ImportError as error:
         raise ConfigError(f"network {name} needs a package that is not installed: {_first_line(error)}") from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"network {name} cannot be built from {arguments}: {error}") from error
+        known = [n for n in inspect.signature(network).parameters if n not in arguments]
+        extra = [n for n in arguments if n not in inspect.signature(network).parameters]
+        near = (did_you_mean(extra[0], known) or f"; it also takes {', '.join(known)}") if extra else ""
+        raise ConfigError(f"network {name} cannot be built from {arguments}: {error}{near}") from error
+    if order is not None:
+        built.register_forward_pre_hook(_InOrder(order))
+    return built
 
 
 def baseline_unet(head: str = "softmax", **changes: Any) -> dict[str, Any]:
@@ -98,6 +108,16 @@ def trainable_network(head: str = "softmax", patch: Sequence[int] = (64, 64, 64)
 def spatial_dims(config: Mapping[str, Any]) -> int:
     """Spatial axes of the images that a configured network takes: 2 or 3."""
     return int(config.get("spatial_dims", 3))
+
+
+class _InOrder:
+    """Hands a network its input channels in the order it was trained with."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = [int(place) for place in order]
+
+    def __call__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs[0][:, self.order], *inputs[1:]
 
 
 def _first_line(error: Exception) -> str:

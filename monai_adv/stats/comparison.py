@@ -75,6 +75,9 @@ class Comparison:
     def __str__(self) -> str:
         return self.to_markdown()
 
+    def _repr_markdown_(self) -> str:  # what a notebook shows
+        return self.to_markdown()
+
 
 def compare(
     records: Records,

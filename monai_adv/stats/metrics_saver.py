@@ -101,7 +101,7 @@ def setting_names(files: Sequence[Path]) -> list[str]:
     for choice in (folders, stems, both):
         if len(set(choice)) == len(files):
             return choice
-    raise ValueError(f"the names of {', '.join(map(str, files))} do not tell them apart: give names")
+    raise ValueError(f"the names of {', '.join(map(str, files))} do not tell them apart: give names (--name)")
 
 
 def metric_name(files: Sequence[Path]) -> str:
@@ -113,7 +113,7 @@ def metric_name(files: Sequence[Path]) -> str:
         found.append(known[0] if known else None)
     if len(set(found)) != 1 or found[0] is None:
         said = ", ".join(f"{file.name}: {name or 'none'}" for file, name in zip(files, found))
-        raise ValueError(f"the file names do not say one metric ({said}): give metric")
+        raise ValueError(f"the file names do not say one metric ({said}): give metric (--metric)")
     return found[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,14 +22,19 @@ MEASURES = frozenset(
 
 _LOWER_IS_BETTER = ("hd", "hausdorff", "asd", "assd", "masd", "linf", "l2", "mse", "rmse", "loss")
 _HIGHER_IS_BETTER = ("dice", "iou", "jaccard", "nsd", "voxel_accuracy", "ssim", "psnr")
+_LESION_WISE = "lesion_"
 
 
 def tidy(records: Records, columns: Sequence[str]) -> pd.DataFrame:
     """Data frame of ``records`` that surely has ``columns``; a fresh index, the caller's frame is not changed.
 
     Raises:
-        ValueError: no rows, or columns are missing.
+        ValueError: no rows, columns are missing, or it is the path of a table.
     """
+    if isinstance(records, (str, os.PathLike)):
+        raise ValueError(
+            f"{os.fspath(records)!r} is a path: give its rows, e.g. pandas.read_csv(path, dtype={{'subject': str}})"
+        )
     frame = records.reset_index(drop=True) if isinstance(records, pd.DataFrame) else pd.DataFrame(list(records))
     if frame.empty:
         raise ValueError("there are no records to compare")
@@ -104,7 +110,7 @@ def empty_truth_rule(frame: pd.DataFrame, values: pd.Series, metric: str) -> str
 
 def penalised(metric: str) -> bool:
     """Whether the metric gives a penalty distance for an empty region, so that its mean has no meaning (HD95)."""
-    return metric.lower().startswith(("hd", "hausdorff"))
+    return metric.lower().removeprefix(_LESION_WISE).startswith(("hd", "hausdorff"))
 
 
 def better_is_higher(metric: str) -> bool:
@@ -113,7 +119,7 @@ def better_is_higher(metric: str) -> bool:
     Raises:
         ValueError: the metric is unknown.
     """
-    name = metric.lower()
+    name = metric.lower().removeprefix(_LESION_WISE)
     if name.startswith(_HIGHER_IS_BETTER):
         return True
     if name.startswith(_LOWER_IS_BETTER):

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from monai_adv.data.files import write_atomic
 from monai_adv.errors import ConfigError
 from monai_adv.stats import Comparison, compare, holm, read_metrics_saver, wilcoxon
 from monai_adv.studies.config import CompareConfig
 from monai_adv.studies.defended import Declared, defense_table, published_claims
-from monai_adv.studies.records import csv_bytes
+from monai_adv.studies.records import csv_bytes, read_records
+from monai_adv.studies.scoring import METRICS, is_scores, read_scores
+from monai_adv.studies.stored import stored_study
 from monai_adv.studies.units import safe_name
 
 ORDER = ("clean", "noise", "fgsm", "ifgsm")
@@ -114,28 +117,74 @@ def analyse(
     return analysis
 
 
-def analyse_raw(
-    paths: Sequence[Path], config: CompareConfig | None = None, baseline: str | None = None, **options: Any
-) -> Analysis:
-    """Compare evaluators by the ``*_raw.csv`` of MONAI's ``MetricsSaver``.
+def analyse_run(folder: str | Path, **changes: Any) -> Analysis:
+    """The comparisons of a run folder, as its study declared them: what ``monai-adv compare FOLDER`` shows.
 
     Args:
-        paths: a file per evaluator, of the same cases.
+        folder: as :func:`monai_adv.studies.run_study` or ``monai-adv run`` left it.
+        **changes: fields of :class:`monai_adv.studies.CompareConfig` to replace, e.g. ``alpha=0.01``.
+
+    Raises:
+        ConfigError: if the folder holds no run or no unit with a result, for an unknown field, or a metric or baseline
+            that the records do not have.
+
+    Example:
+        ``print(analyse_run("runs/brats").comparisons["U-Net"])``
+    """
+    folder = Path(folder)
+    config, stored = CompareConfig(), dict[str, Any]()
+    if (folder / "study.json").is_file():  # that of a bundle has none
+        study, stored = stored_study(folder)
+        config = study.compare
+    try:
+        chosen = CompareConfig.model_validate({**config.model_dump(), **changes})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{wrong}; fields: {', '.join(CompareConfig.model_fields)}") from error
+    return analyse(read_records(folder), chosen, declared=Declared.of(stored))
+
+
+def analyse_raw(
+    paths: Sequence[Path],
+    config: CompareConfig | None = None,
+    baseline: str | None = None,
+    *,
+    metric: str | None = None,
+    **options: Any,
+) -> Analysis:
+    """Compare settings that have a table each: ``*_raw.csv`` of MONAI's ``MetricsSaver``, or ``scores.csv``.
+
+    Args:
+        paths: a table per evaluator, or per folder of predictions, of the same cases.
         config: level of the family and the like; its metric and baseline are not used.
-        baseline: name of the file that the others are compared with; the first one if None.
-        **options: see :func:`monai_adv.stats.read_metrics_saver`.
+        baseline: name of the table that the others are compared with; the first one if None.
+        metric: what is compared; what the files' names say if None, and Dice of ``scores.csv``.
+        **options: see :func:`monai_adv.stats.read_metrics_saver`; names also of ``scores.csv``.
 
     Raises:
         ConfigError: if they cannot be read or compared; the message says why.
     """
     config = config or CompareConfig()
     if len(paths) < 2:
-        raise ConfigError("a comparison needs two *_raw.csv or more: a clean evaluator's and an attacked one's")
+        raise ConfigError(
+            "a comparison needs two tables or more: *_raw.csv of a clean evaluator and of an attacked one, or "
+            "scores.csv of two folders of predictions"
+        )
     try:
-        records = read_metrics_saver(*paths, **options)
+        if any(is_scores(path) for path in paths):
+            unused = sorted(set(options) - {"names"})
+            if unused:
+                raise ConfigError(f"{', '.join(f'--{name}' for name in unused)}: for *_raw.csv, {paths[0]} is none")
+            records = read_scores(paths, options.get("names"))
+            metric = metric or "dice"
+            if metric not in METRICS:
+                raise ConfigError(f"metric {metric!r} is not in {paths[0]}: one of {', '.join(METRICS)}")
+        else:
+            records = read_metrics_saver(*paths, metric=metric, **options)
+            metric = str(records.columns[-1])
         names = list(dict.fromkeys(records["attack"]))
         comparison = compare(
-            records, baseline=names[0] if baseline is None else baseline, metric=str(records.columns[-1]),
+            records, baseline=names[0] if baseline is None else baseline, metric=metric,
             alternative=config.alternative, zero_method=config.zero_method, alpha=config.alpha,
         )  # fmt: skip
     except ValueError as error:

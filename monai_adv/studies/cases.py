@@ -17,7 +17,7 @@ from torch import Tensor
 
 from monai_adv.data import align_mask, load_case, load_mask, scan
 from monai_adv.data.findings import Finding
-from monai_adv.errors import ConfigError, DataError
+from monai_adv.errors import ConfigError, DataError, did_you_mean
 from monai_adv.studies.config import DataConfig
 from monai_adv.victims import Head
 
@@ -39,7 +39,10 @@ def select(
     found = scan(root, scheme)
     unknown = sorted(set(subjects or []) - {i["subject"] for i in found.items} - {p.subject for p in found.problems})
     if unknown:
-        raise ConfigError(f"subjects {', '.join(unknown)} are not in {root}")
+        near = did_you_mean(unknown[0], [i["subject"] for i in found.items])
+        raise ConfigError(
+            f"subjects {', '.join(unknown)} are not in {root}{near or f'; names: monai-adv check {root}'}"
+        )
     if not found.items and not found.problems:
         raise DataError(f"no subject in {root}")
     wanted = [item for item in found.items if not subjects or item["subject"] in subjects]

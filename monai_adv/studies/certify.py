@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Generator
 
-from monai_adv.data.files import inside
+from monai_adv.data.files import check_writable, inside
 from monai_adv.defenses import Certificate, certify
 from monai_adv.defenses.smoothing import check_options
 from monai_adv.errors import MonaiAdvError, WriteError
@@ -94,6 +94,7 @@ def certify_files(
     check_options(**options)
     victim = load_victim(checkpoint)
     _, chosen, broken = cases.select(root, scheme, subjects)
+    check_writable(Path(output) / "records.csv")
     for problem in broken:
         yield Certified(problem.subject, error=str(problem))
     for index, item in enumerate(chosen):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from monai_adv.attacks import attack_class, create
-from monai_adv.errors import ConfigError, MonaiAdvError
+from monai_adv.errors import ConfigError, MonaiAdvError, did_you_mean
 from monai_adv.studies.defended import KINDS
 from monai_adv.studies.oom import Step
-from monai_adv.studies.plain_yaml import parse_yaml
+from monai_adv.studies.plain_yaml import read_yaml
 from monai_adv.studies.trackers import MLflowConfig, TrackersConfig
 from monai_adv.studies.trackers import Strict as _Strict
 from monai_adv.studies.units import safe_name
@@ -30,7 +29,7 @@ class DataConfig(_Strict):
         root: folder of NIfTI files in a BraTS or MSD layout.
         scheme: label scheme where the names do not settle it.
         subjects: names of the subjects to take; all if None.
-        every: take every n-th subject by name, from the first (the held-out sixth of a fold).
+        every: take every n-th subject by name, from the first: those that ``monai-adv train --hold-out n`` left out.
         orientation: axis codes everything is brought to without resampling.
         crop: crop to the foreground plus this margin in voxels before inference; None does not crop.
     """
@@ -174,14 +173,27 @@ class BudgetConfig(_Strict):
 
 
 class FigureConfig(_Strict):
-    """What is drawn: montages for the first subjects at one budget (the largest if None)."""
+    """What is drawn.
+
+    Args:
+        montages: subjects, the first by name, that are drawn and shown in the viewer.
+        eps: at which budget; the largest if None.
+    """
 
     montages: int = Field(default=2, ge=0)
     eps: float | None = None
 
 
 class CompareConfig(_Strict):
-    """The family of tests, declared before looking."""
+    """The family of tests, declared before looking.
+
+    Args:
+        metric: column of the records that is compared: dice, hd95, iou.
+        baseline: attack that the others are compared with.
+        alpha: level of significance, of the whole family.
+        zero_method: what becomes of pairs without a difference.
+        alternative: of the test, setting against baseline.
+    """
 
     metric: str = "dice"
     baseline: str = "clean"
@@ -215,6 +227,7 @@ class StudyConfig(_Strict):
         output: the run folder.
         compare: the family of tests.
         figures: what is drawn.
+        checks: the automatic checks that compute something.
         device: "cpu", "cuda" (of several processes each takes its own) or "cuda:1".
         on_oom: what may be tried, in this order, when memory runs out: sw_batch_size (fewer windows per forward),
             recompute (no window's graph is kept), stitch_cpu, cpu. Nothing if empty; each step is recorded with the
@@ -332,14 +345,7 @@ def load_study(path: str | Path) -> StudyConfig:
         ConfigError: names the file, the key, and for an unknown key the nearest known one.
     """
     path = Path(path)
-    try:
-        if not path.is_file():
-            raise ConfigError(f"study {path} does not exist")
-        content = parse_yaml(path.read_text(encoding="utf-8"), f"study {path}")
-    except OSError as error:
-        raise ConfigError(f"study {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"study {path} is no text in UTF-8: {error}") from error
+    content = read_yaml(path, "study")
     if not isinstance(content, dict):
         raise ConfigError(f"study {path} must be a mapping with the keys {', '.join(StudyConfig.model_fields)}")
     folder = path.parent
@@ -385,10 +391,13 @@ def study_from(content: dict[str, Any], where: str = "study") -> StudyConfig:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            place = ".".join(str(part) for part in problem["loc"]) or "study"
-            message = problem["msg"].removeprefix("Value error, ")
+            place, message = ".".join(map(str, problem["loc"])) or "study", problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 message = "unknown key" + _suggestion(problem["loc"])
+            elif problem["type"] == "missing":
+                message = "is missing"
+            elif problem["type"] == "list_type":
+                message = f"must be a list: write [{problem['input']}]"
             lines.append(f"{where}: {place}: {message}")
         raise ConfigError("\n".join(lines)) from error
 
@@ -408,5 +417,4 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 def _suggestion(location: tuple[int | str, ...]) -> str:
     section = _SECTIONS.get(".".join(part for part in location[:-1] if isinstance(part, str)), StudyConfig)
     known = list(section.model_fields)
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    return did_you_mean(location[-1], known) or f"; known: {', '.join(known)}"

@@ -235,10 +235,12 @@ def published_claims(
                     rows.append(_row(mean, claim, (student, setting), (other, setting)))
     table = pd.DataFrame([row for row in rows if row["n"]])
     if not table.empty:
-        claims = table.groupby("claim")["p"]
-        table["tests"] = claims.transform("count").astype(int)
-        table["p_holm"] = claims.transform(lambda p: holm(p.to_numpy()))
-        table["verdict"] = [_verdict(row, alpha) for row in table.to_dict("records")]
+        claims = table.groupby("claim")
+        table["tests"] = claims["p"].transform("count").astype(int)
+        table["p_holm"] = claims["p"].transform(lambda p: holm(p.to_numpy()))
+        best = claims["smallest"].transform(lambda p: holm(p.to_numpy()))  # whatever the data had been
+        table["verdict"] = [_verdict(row, alpha, p <= alpha) for row, p in zip(table.to_dict("records"), best)]
+        table = table.drop(columns=["smallest", "nonzero"])
     return table
 
 
@@ -272,12 +274,19 @@ def _row(mean: pd.DataFrame, claim: str, a: tuple[str, str], b: tuple[str, str])
     if not len(both):
         return {**row, "n": 0, "mean_a": np.nan, "mean_b": np.nan, "hodges_lehmann": np.nan, "p": np.nan}
     test = wilcoxon(x, y, alternative="greater")
-    p = test.pvalue if len(both) >= 6 else float("nan")
+    p, smallest = (test.pvalue, test.smallest_p) if len(both) >= 6 else (float("nan"), float("nan"))
     found = {"n": len(both), "mean_a": x.mean(), "mean_b": y.mean(), "hodges_lehmann": test.hodges_lehmann, "p": p}
-    return {**row, **found}
+    return {**row, **found, "smallest": smallest, "nonzero": test.n_nonzero}
 
 
-def _verdict(row: Mapping[Any, Any], alpha: float) -> str:
+def _verdict(row: Mapping[Any, Any], alpha: float, reachable: bool) -> str:
     if row["mean_a"] <= row["mean_b"]:
         return "does not hold"
-    return "holds" if row["p_holm"] <= alpha else "holds in the mean, not significant"
+    if row["p_holm"] <= alpha:
+        return "holds"
+    if np.isnan(row["p"]):
+        return f"holds in the mean, n={row['n']} < 6: no p-value"
+    if not reachable:
+        pairs = "" if row["nonzero"] == row["n"] else " non-zero pairs"
+        return f"holds in the mean, cannot reach significance with n={row['nonzero']}{pairs}"
+    return "holds in the mean, not significant"

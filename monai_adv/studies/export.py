@@ -21,7 +21,7 @@ from monai_adv.data import (
     save_nifti,
     stored_type,
 )
-from monai_adv.data.files import inside
+from monai_adv.data.files import check_writable, inside
 from monai_adv.errors import ConfigError, MonaiAdvError, WriteError
 from monai_adv.handlers import case_rows, setting_label
 from monai_adv.studies import cases
@@ -107,6 +107,7 @@ def attack_files(
     create(**spec)  # a wrong option is told before anything is read
     victim = load_victim(checkpoint)
     _, chosen, broken = cases.select(root, scheme, subjects)
+    check_writable(Path(output) / "records.csv")
     for problem in broken:
         yield Exported(problem.subject, error=str(problem))
     job = _Job(victim, Path(checkpoint), dict(spec), Path(output), store, resample)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from monai_adv.data.files import write_advice
 from monai_adv.errors import ConfigError, WriteError
 from monai_adv.studies.shards import Shard
 from monai_adv.studies.units import read_json
@@ -73,10 +74,7 @@ def locked(folder: Path, name: str, *, timeout: float = 0, mine: bool = True) ->
     except Timeout:
         raise ConfigError(f"{folder}: {_holder(path)} is at work on it ({name}); wait for it or stop it") from None
     except OSError as error:
-        raise WriteError(
-            f"cannot write {path}: {error.strerror or error}; make the folder writable or free some space, then run "
-            "the same command again: what is finished is kept"
-        ) from error
+        raise WriteError(f"cannot write {path}: {write_advice(path, error)}") from error
     who = path.with_suffix(".json")
     try:
         if mine:

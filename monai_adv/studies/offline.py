@@ -25,7 +25,7 @@ def adversarial_copies(
     """Attack a trained network once on each of its training subjects, and give back originals and copies.
 
     The copies are NIfTI files on the scans' own grid, stored as the scans are (see
-    :func:`monai_adv.studies.export.attack_files`), so that they go through loading and normalisation as the originals
+    ``monai_adv.studies.export.attack_files``), so that they go through loading and normalisation as the originals
     do. Their labels are the true ones (moved with the anatomy where the attack moves it). Train on the result,
     starting from the same checkpoint: ``TrainConfig(init=checkpoint)``.
 

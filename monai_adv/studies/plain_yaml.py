@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from monai_adv.errors import ConfigError
+from monai_adv.errors import ConfigError, did_you_mean
 
 MAX_CHARACTERS = 1 << 20
 """Longer texts are no configuration."""
@@ -48,10 +49,54 @@ def parse_yaml(text: str, where: str) -> Any:
         raise
     except RecursionError as error:
         raise ConfigError(f"{where} is not valid YAML for a configuration: too many brackets in each other") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{where} is not valid YAML: {said}{place}{_hint(said)}") from error
     except Exception as error:  # PyYAML stumbles over numbers and dates that are none in many ways
         raise ConfigError(f"{where} is not valid YAML: {str(error) or type(error).__name__}") from error
     finally:
         loader.dispose()
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Plain data of a YAML file.
+
+    Args:
+        path: the file, in UTF-8.
+        what: it should hold, for the message of an error: "study".
+
+    Raises:
+        ConfigError: if there is no such file, or see :func:`parse_yaml`.
+    """
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{what} {path} {_no_file(path)}")
+        return parse_yaml(path.read_text(encoding="utf-8"), f"{what} {path}")
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {path} is no text in UTF-8, and so no YAML file: {error}") from error
+
+
+def _no_file(path: Path) -> str:
+    """Why there is no YAML file of that name, and what to give."""
+    if (path / "study.json").is_file():
+        return f"is a run folder: give the YAML file it was made by, or see it again by `monai-adv report {path}`"
+    if path.is_dir():
+        return "is a folder: give a YAML file"
+    near = [file.name for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+    return f"does not exist{did_you_mean(path.name, near)}"
+
+
+def _hint(said: str) -> str:
+    """What most often lies behind a message of PyYAML's."""
+    if "'\\t'" in said:
+        return "; YAML is indented by spaces, never by tabs"
+    if "mapping values are not allowed" in said or "expected <block end>" in said or "block mapping" in said:
+        return "; keys of one mapping begin in the same column, and what belongs to a key is indented further"
+    return ""
 
 
 class _Walk:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_adv.data import scan
-from monai_adv.errors import ConfigError, DataError
+from monai_adv.errors import ConfigError, DataError, did_you_mean
 from monai_adv.handlers import setting_label
 from monai_adv.studies import cases
 from monai_adv.studies.config import FILES, AttackEntry, StudyConfig
@@ -233,7 +233,8 @@ def find_items(study: StudyConfig) -> tuple[list[dict[str, Any]], dict[str, dict
     if study.data.subjects is not None:
         missing = sorted(set(study.data.subjects) - set(names))
         if missing:
-            raise ConfigError(f"subjects {', '.join(missing)} are not in {study.data.root}")
+            near = did_you_mean(missing[0], names) or f"; names: monai-adv check {study.data.root}"
+            raise ConfigError(f"subjects {', '.join(missing)} are not in {study.data.root}{near}")
         names = list(study.data.subjects)
     wanted = set(names)
     items = [item for item in found.items if item["subject"] in wanted]

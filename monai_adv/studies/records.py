@@ -173,6 +173,9 @@ def read_records(path: str | Path) -> pd.DataFrame:
     try:
         content = _whole(file)
         table = pd.read_csv(io.BytesIO(content), dtype={"subject": str, "victim": str})
+        strange = [name for name in ("subject", "attack") if name not in table]
+        if strange:
+            raise KeyError(f"it has no column {', '.join(strange)}")
         missing = [name for name in COSTS if name not in table]
         if missing and set(UNIT) <= set(table):
             if file.name == "records.csv" and timings.is_file():
@@ -180,7 +183,8 @@ def read_records(path: str | Path) -> pd.DataFrame:
                 table = table.merge(took[[*UNIT, *missing]], on=list(UNIT), how="left", validate="many_to_one")
             table = table.assign(**{name: np.nan for name in missing if name not in table})
     except (KeyError, ValueError, pd.errors.ParserError) as error:
-        raise ConfigError(f"{file} is not a table of records: {error}") from error
+        why = error.args[0] if isinstance(error, KeyError) else error
+        raise ConfigError(f"{file} is not a table of records: {why}; give the folder of a run, or its CSV") from error
     return table
 
 

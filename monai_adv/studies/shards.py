@@ -175,6 +175,8 @@ def usable_device(device: str) -> str:
         torch.zeros(1, device=device).add_(1).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Expected one of"):  # a list of all kinds that torch was ever made for
+            reason = "torch knows no such kind"
         raise ConfigError(f"device {device!r} cannot be used here ({reason}): use cpu, cuda or cuda:0") from error
     return device
 

@@ -56,7 +56,11 @@ def train_and_score(
     kept = [item for item in items if item not in held]
     kept, held = (_readable(part, problems) for part in (kept, held))
     if not kept:
-        raise ConfigError("\n".join([f"nothing to train on in {root}: {len(held)} subjects held out", *problems]))
+        why = (
+            "leave out fewer (--hold-out 5; 0 leaves out none)" if held else f"none can be used: monai-adv check {root}"
+        )
+        said = [f"nothing to train on in {root}: {len(held)} subjects held out; {why}", *problems[:3]]
+        raise ConfigError("\n".join(said + [f"... and {len(problems) - 3} more"] * (len(problems) > 3)))
     spacing = cases.load(kept[0], DataConfig(root=Path(root))).spacing
     provenance: dict[str, Any] = {"command": command, "held_out": [item["subject"] for item in held]}
     config = TrainConfig(**recipe)

@@ -187,7 +187,10 @@ def _within(say: Callable[[float, str], None], number: int, total: int, share: f
 def _mask(rule: Any, items: Mapping[str, Mapping[str, Any]]) -> MetaTensor:
     """The one mask of a static target, with its own affine."""
     if not isinstance(rule, Mapping) or not set(rule) & {"subject", "file"}:
-        raise ConfigError(f"mode static needs target {{subject: name}} or {{file: path}}, got {rule!r}")
+        raise ConfigError(
+            f"mode static needs one mask as target, {{subject: NAME}} or {{file: PATH}}, got {rule!r}; a rule for "
+            "every subject is mode dynamic"
+        )
     if "file" in rule:
         return load_mask(rule["file"], rule.get("scheme", "brats2021"))
     if rule["subject"] not in items:

@@ -1,6 +1,7 @@
 """Threat models: what may change, by how much, in which units."""
 
 from monai_adv.threats.ball import Ball, L2Ball, LInfBall, ParametricBall
+from monai_adv.threats.levels import Levels
 from monai_adv.threats.threat import L2, THREATS, LInf, Parametric, Threat, create_threat
 from monai_adv.threats.units import UNITS, foreground, unit_scale
 
@@ -12,6 +13,7 @@ __all__ = [
     "L2Ball",
     "LInf",
     "LInfBall",
+    "Levels",
     "Parametric",
     "ParametricBall",
     "Threat",

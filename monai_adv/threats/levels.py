@@ -75,7 +75,8 @@ class Levels:
                 raise ConfigError(f"quantize: {key} needs one number or one per channel, got {value.shape[1]}")
         levels = cls(slope, inter, int(limits.min), int(limits.max), str(rule["dtype"]))
         number = levels.number(image)
-        wrong = ((number - number.round()).abs() > 1e-3) | (number < limits.min) | (number > limits.max)
+        nearest = number.round()  # the type's largest number times a slope, in float32, may lie a bit beyond it
+        wrong = ((number - nearest).abs() > 1e-3) | (nearest < limits.min) | (nearest > limits.max)
         if bool(wrong.any()):
             raise ConfigError(
                 f"quantize={quantize!r}: {int(wrong.sum())} voxels of the clean image are no {levels.name} values; "

@@ -258,6 +258,7 @@ class Parametric(Threat):
 
 
 THREATS: dict[str, type[Threat]] = {"linf": LInf, "l2": L2, "parameter": Parametric}
+"""Threats by the name of their norm."""
 
 
 def create_threat(norm: str = "linf", **arguments: object) -> Threat:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 UNITS = ("std", "range", "absolute")
+"""Units of a budget: standard deviations of the support, shares of its robust range, image units."""
 
 
 def foreground(image: Tensor) -> Tensor:

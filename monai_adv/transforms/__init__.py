@@ -1,7 +1,7 @@
 """Array and dictionary transforms that pass a gradient, and attacks as transforms."""
 
 from monai_adv.transforms.attack import Attackd, RandAttackd
-from monai_adv.transforms.differentiable import DifferentiableCompose, make_differentiable
+from monai_adv.transforms.differentiable import DifferentiableCompose, MemberReport, make_differentiable
 from monai_adv.transforms.filters import BitDepth, BitDepthd, FilterImage, FilterImaged
 from monai_adv.transforms.normalize import (
     NormalizeNonzero,
@@ -20,6 +20,7 @@ __all__ = [
     "DifferentiableCompose",
     "FilterImage",
     "FilterImaged",
+    "MemberReport",
     "NormalizeNonzero",
     "NormalizeNonzeroBatch",
     "NormalizeNonzeroSlices",

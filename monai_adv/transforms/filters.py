@@ -23,20 +23,20 @@ class FilterImage(Transform):
     Every channel is filtered for itself. "std" is the standard deviation of the channel's non-zero voxels, mm come
     from the voxel size.
 
-    ======================  ==================================================================================
-    kind                    options with their defaults
-    ======================  ==================================================================================
-    ``gaussian``            sigma=1.0 voxels (MONAI; passes a gradient)
-    ``median``              radius=1 voxel (MONAI; passes a gradient)
-    ``bit_depth``           bits=4: 2^bits equal steps from the 0.5 to the 99.5 percentile, clipped to them
-    ``curvature_diffusion`` iterations=5, conductance=1.0, time_step=None (the largest stable one)
-    ``gradient_diffusion``  iterations=5, conductance=1.0, time_step=None
-    ``bilateral``           domain_sigma=1.5 mm, range_sigma=0.3 std
-    ``nlm``                 bandwidth=0.3 std, patch_radius=1 voxel, search_sigma=3.0 voxels, samples=50,
-                            iterations=2: patch-based denoising over random patches, the non-local means of ITK; slow
-    ``n4``                  shrink=4, iterations=(50, 50, 50, 50), fwhm=0.15: divides by the bias field, whose
-                            geometric mean over the foreground is 1; positive images only
-    ======================  ==================================================================================
+    =======================  =====================================================================================
+    kind                     options with their defaults
+    =======================  =====================================================================================
+    ``gaussian``             sigma=1.0 voxels (MONAI; passes a gradient)
+    ``median``               radius=1 voxel (MONAI; passes a gradient)
+    ``bit_depth``            bits=4: 2^bits equal steps from the 0.5 to the 99.5 percentile, clipped to them
+    ``curvature_diffusion``  iterations=5, conductance=1.0, time_step=None (the largest stable one)
+    ``gradient_diffusion``   iterations=5, conductance=1.0, time_step=None
+    ``bilateral``            domain_sigma=1.5 mm, range_sigma=0.3 std
+    ``nlm``                  bandwidth=0.3 std, patch_radius=1 voxel, search_sigma=3.0 voxels, samples=50,
+                             iterations=2: patch-based denoising over random patches, the non-local means of ITK; slow
+    ``n4``                   shrink=4, iterations=(50, 50, 50, 50), fwhm=0.15: divides by the bias field, whose
+                             geometric mean over the foreground is 1; positive images only
+    =======================  =====================================================================================
 
     The filters of SimpleITK see the box of the channel's non-zero voxels, so that empty space around it changes
     nothing, and give no gradient: :class:`monai_adv.defenses.Purify` passes one straight through.

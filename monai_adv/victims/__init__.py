@@ -10,6 +10,7 @@ from monai_adv.victims.checkpoint import (
 )
 from monai_adv.victims.guard import guard
 from monai_adv.victims.head import Head, as_head, mean_dice
+from monai_adv.victims.imported import import_weights
 from monai_adv.victims.nnunet import NnUNetPreprocessing, RegionConversion, nnunet_victim
 from monai_adv.victims.tta import KeepLargest, MirrorInferer
 from monai_adv.victims.victim import Victim, plain_tensor
@@ -26,6 +27,7 @@ __all__ = [
     "as_head",
     "build_victim",
     "guard",
+    "import_weights",
     "load_victim",
     "mean_dice",
     "nnunet_victim",

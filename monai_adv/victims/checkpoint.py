@@ -100,8 +100,8 @@ def read_checkpoint(path: str | Path) -> tuple[nn.Module, VictimConfig]:
     content = read_stored(path, "checkpoint", "monai-adv train")
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} is not a {FORMAT} file; a bare state dict goes with its network's configuration: "
-            "build the network and use Victim(network, ...), or save it with save_checkpoint"
+            f"checkpoint {path} is not a {FORMAT} file; make one of weights trained elsewhere by "
+            f"`monai-adv victim {path} -o victim.pt --network NAME` (in Python import_weights, or Victim(network, ...))"
         )
     try:
         config = VictimConfig(**content["config"])

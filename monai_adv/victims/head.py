@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from monai_adv.data.labels import REGIONS, SIGMOID_CHANNELS
+from monai_adv.data.labels import CLASSES, REGIONS, SIGMOID_CHANNELS
 from monai_adv.errors import ConfigError
 
 
@@ -95,7 +95,10 @@ class Head:
             raise ConfigError("a softmax head needs integer class indices as label")
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= channels:
-            raise ConfigError(f"label values {low}..{high} do not fit {channels} classes; mask ignored voxels instead")
+            raise ConfigError(
+                f"label values {low}..{high} do not fit {channels} classes: say which class is what by the head's regions "
+                "(monai-adv victim --outputs), or mask ignored voxels"
+            )
         return index
 
     def encode(self, label: Tensor, logits: Tensor) -> Tensor:
@@ -117,9 +120,20 @@ class Head:
         return {name: segmentation[:, k].bool() for k, name in enumerate(self.region_names)}
 
     def label_from_classes(self, classes: Tensor) -> Tensor:
-        """This head's label ``(B, 1 or K, *spatial)`` from canonical BraTS class indices ``(B, 1, *spatial)``."""
+        """This head's label ``(B, 1 or K, *spatial)`` from canonical BraTS class indices ``(B, 1, *spatial)``.
+
+        A softmax head may count the classes in another order than BraTS, or unite some: its regions say how.
+
+        Example:
+            >>> decathlon = Head("softmax", {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)})  # 1 oedema, 2 necrosis
+            >>> decathlon.label_from_classes(torch.tensor([[[0, 1, 2, 3]]])).tolist()
+            [[[0, 2, 1, 3]]]
+        """
         if self.exclusive:
-            return classes.long()
+            order = self._canonical()
+            if order == list(range(len(CLASSES))):
+                return classes.long()
+            return torch.tensor(order, device=classes.device)[classes.long()]
         missing = [name for name in self.region_names if name not in REGIONS]
         if missing:
             raise ConfigError(f"no BraTS classes are known for the regions {missing}")
@@ -132,7 +146,13 @@ class Head:
         Overlapping bits are resolved from the outside inwards: WT gives oedema, TC overwrites with NCR, ET with ET.
         """
         if self.exclusive:
-            return prediction.to(torch.uint8)
+            order = self._canonical()
+            if order == list(range(len(CLASSES))):
+                return prediction.to(torch.uint8)
+            table = torch.zeros(max(int(prediction.max()), *order) + 1, dtype=torch.uint8, device=prediction.device)
+            for index in (3, 1, 2):  # where a class unites several: the one that lies in the fewest regions
+                table[order[index]] = index
+            return table[prediction.long()]
         masks = self.regions_of(prediction)
         if set(masks) != {"TC", "WT", "ET"}:
             raise ConfigError(f"the regions {self.region_names} are not BraTS WT, TC, ET")
@@ -140,6 +160,19 @@ class Head:
         for name, index in (("WT", 2), ("TC", 1), ("ET", 3)):
             classes[masks[name]] = index
         return classes.unsqueeze(1)
+
+    def _canonical(self) -> list[int]:
+        """For every canonical class the index of a softmax head that lies in the same of its BraTS regions."""
+        assert isinstance(self.regions, Mapping)
+        regions = {name: self.regions[name] for name in REGIONS if name in self.regions}
+        found = [0]
+        for index in range(1, len(CLASSES)):
+            known = sorted({0, index}.union(*regions.values()))
+            same = [k for k in known if all((k in mine) == (index in REGIONS[n]) for n, mine in regions.items())]
+            if not same:
+                raise ConfigError(f"no class of the head with the regions {dict(regions)} is {CLASSES[index]} of BraTS")
+            found.append(index if index in same else same[0])
+        return found
 
 
 def mean_dice(prediction: Tensor, label: Tensor, head: Head, weight: Tensor | None = None) -> Tensor:

@@ -121,7 +121,7 @@ class NnUNetPreprocessing:
         configuration: which of its configurations.
 
     Raises:
-        ConfigError: for a normalisation that is not one of :data:`SCHEMES`.
+        ConfigError: for a normalisation other than z-score, CT and none.
     """
 
     changes_grid = True

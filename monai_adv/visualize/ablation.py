@@ -17,7 +17,7 @@ from monai_adv.studies.ablation import METHODS, View
 
 from .montage import _brain_box, _colour, _contour, _legend, _sides, _symmetric_scale, _unit, _window
 from .slices import AxialView, most_changed_slice
-from .style import PALETTE, RC
+from .style import PALETTE, RC, NotebookFigure
 
 _MASK = ListedColormap([PALETTE[4]])
 _CELL, _HEAD, _GAP = 1.75, 0.24, 0.05  # inches
@@ -140,7 +140,7 @@ class _Sheet:
         self.step = self.tall + _HEAD + 0.18
         self.width = self.left + columns * (_CELL + _GAP) + 0.35
         self.height = self.top + rows * self.step + self.bottom
-        self.figure = Figure(figsize=(self.width, self.height))
+        self.figure = NotebookFigure(figsize=(self.width, self.height))
 
     def panel(self, row: int, column: int, title: str = "", label: str = "") -> Axes:
         """An axes without ticks and frame."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from monai_adv.stats.records import Records, measured, tidy
 
-from .style import CLEAN, RC, attack_styles, in_order
+from .style import CLEAN, RC, NotebookFigure, attack_styles, in_order
 
 _UNITS = {
     "std": "standard deviations of the support",
@@ -89,7 +89,7 @@ def dice_curves(records: Records, *, confidence: float = 0.95, resamples: int = 
 
     with matplotlib.rc_context(RC):
         size = (max(5.0, 3.1 * len(regions) + 0.6), 2.9 * len(victims) + 1.0)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = NotebookFigure(figsize=size, layout="constrained")
         grid = figure.subplots(len(victims), len(regions), squeeze=False, sharex=True, sharey=True)
         for row, victim in enumerate(victims):
             for column, region in enumerate(regions):

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import RC
+from .style import RC, NotebookFigure
 
 _PER_ROW = 4
 _CELL_WIDTH, _CELL_HEIGHT = 0.66, 0.27  # inches
@@ -70,7 +70,7 @@ def drop_heatmap(table: pd.DataFrame, *, rows: str = "setting", what: str = "mea
     size = (label + columns * (_CELL_WIDTH * len(regions) + 0.25) + 0.9,
             lines * (_CELL_HEIGHT * len(settings) + 0.75) + 0.2)  # fmt: skip
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = NotebookFigure(figsize=size, layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for unused in grid.ravel()[len(victims) :]:
             unused.remove()

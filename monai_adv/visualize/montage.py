@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from monai_adv.data.labels import MODALITIES
 
 from .slices import AxialView, as_array, masks_of, most_changed_slice
-from .style import RC, REGION_COLOURS
+from .style import RC, REGION_COLOURS, NotebookFigure
 
 _UNIT_NAMES = {
     "std": "standard deviations of the support",
@@ -57,13 +57,13 @@ def montage(
     Args:
         image: clean image (C, X, Y, Z) or (C, X, Y); array, tensor or MetaTensor.
         adversarial: the same shape and intensity units.
-        truth: canonical class indices (*spatial) or (1, *spatial), or region name -> mask; None if unknown.
+        truth: canonical class indices ``(*spatial)`` or ``(1, *spatial)``, or region name -> mask; None if unknown.
         prediction: the same for the clean image.
         adversarial_prediction: the same for the adversarial image.
         spacing: mm along each spatial axis; from the affine if None.
         affine: 4 x 4, voxel to RAS mm; taken from a MetaTensor image; else the axes are L, P, S.
-        support: boolean mask, (*spatial), (1, *spatial) or (C, *spatial): intensities are scaled by the voxels in
-            it; where a modality is not zero if None.
+        support: boolean mask, ``(*spatial)``, ``(1, *spatial)`` or ``(C, *spatial)``: intensities are scaled by the
+            voxels in it; where a modality is not zero if None.
         slice_index: position along the array's axial axis; `most_changed_slice` of the predictions if None.
         modalities: name of each channel.
         title: what stands on top, as a rule subject, attack and budget.
@@ -155,7 +155,7 @@ class _Sheet:
         self.tall = self.cell * height_to_width
         self.width = self.left + columns * (self.cell + self.gap) + self.right
         self.height = self.top + rows * (self.tall + self.gap) + self.heading + self.bottom
-        self.figure = Figure(figsize=(self.width, self.height))
+        self.figure = NotebookFigure(figsize=(self.width, self.height))
 
     def _add(self, row: int, x: float, width: float) -> Axes:
         below = self.top + row * (self.tall + self.gap) + (self.heading if row >= 3 else 0.0) + self.tall
@@ -187,7 +187,7 @@ class _Sheet:
 
 
 def _support(support: Any, image: np.ndarray) -> np.ndarray:
-    """Support per channel, (C, *spatial)."""
+    """Support per channel, ``(C, *spatial)``."""
     if support is None:
         return image != 0
     mask = as_array(support).astype(bool)

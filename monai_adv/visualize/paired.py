@@ -16,7 +16,7 @@ from monai_adv.stats.alignment import label
 from monai_adv.stats.records import Records, measured, penalised, tidy
 from monai_adv.stats.tables import format_p
 
-from .style import CLEAN, PALETTE, RC, attack_styles, in_order
+from .style import CLEAN, PALETTE, RC, NotebookFigure, attack_styles, in_order
 
 _METRICS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95 (mm)", "ssim": "SSIM", "psnr": "PSNR (dB)"}
 _COLUMNS = 4  # more panels than this are set in rows of three
@@ -31,9 +31,9 @@ def paired_plot(records: Records, comparison: Any, eps: float | None = None) -> 
     A panel per stratum (as a rule the region), a raincloud per setting (Allen et al. 2019): points, those of one
     subject joined; a box with the quartiles, whiskers to the last point within 1.5 box lengths; to its right half a
     violin, the kernel density estimate between the smallest and the largest value. Brackets run from the baseline to
-    each setting and carry the Holm-adjusted p: stars only where the comparison's verdict is significant (* p <= alpha,
-    ** p <= .01, *** p <= .001), "n.s." where not, "n too small" where no p-value could have been significant or none
-    is claimed.
+    each setting and carry the Holm-adjusted p: stars only where the comparison's verdict is significant (``*`` p <=
+    alpha, ``**`` p <= .01, ``***`` p <= .001), "n.s." where not, "n too small" where no p-value could have been
+    significant or none is claimed.
 
     Args:
         records: the tidy records that were compared.
@@ -59,7 +59,7 @@ def paired_plot(records: Records, comparison: Any, eps: float | None = None) -> 
         columns = min(len(panels) if len(panels) <= _COLUMNS else 3, max(1, int(_WIDEST // width)))
         rows = math.ceil(len(panels) / columns)
         size = (width * columns + 0.5, (3.4 + 0.24 * len(settings)) * rows)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = NotebookFigure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for unused in grid.ravel()[len(panels) :]:
             unused.remove()

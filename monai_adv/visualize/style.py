@@ -20,6 +20,8 @@ CONTROL = "#6b6b6b"
 CLEAN = "#111111"
 REGION_COLOURS = {"WT": "#56B4E9", "TC": "#F0E442", "ET": "#FF6A3D"}
 """Contour colours over grey images: sky blue, yellow, vermilion (one step brighter than the palette's)."""
+NOTEBOOK_DPI = 80
+"""Resolution of a figure in a notebook."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 RC: dict[Any, Any] = {
@@ -38,6 +40,13 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "monai_adv",  # the same figure gives the same file
     "text.parse_math": False,  # a name with dollars is no formula, and one that is none stops the drawing
 }
+
+
+class NotebookFigure(Figure):
+    """A figure that shows itself as the last expression of a notebook's cell, whether or not pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        return figure_bytes(self, "png", NOTEBOOK_DPI)
 
 
 def is_control(attack: str) -> bool:

@@ -23,7 +23,7 @@ from monai_adv.studies.export import Exported
 
 from .montage import _brain_box, _contour, _sides, _symmetric_scale, _window
 from .slices import AxialView, as_array
-from .style import RC, figure_bytes
+from .style import RC, NotebookFigure, figure_bytes
 
 PANELS = ("clean", "synthetic", "difference", "deformed grid", "truth")
 BEFORE, AFTER = "#56B4E9", "#FF6A3D"
@@ -218,7 +218,7 @@ class _Row:
         self.tall = _WIDTH * height_to_width
         self.width = _LEFT + columns * (_WIDTH + _GAP) - _GAP + _RIGHT
         self.height = top + self.tall + _BOTTOM
-        self.figure = Figure(figsize=(self.width, self.height))
+        self.figure = NotebookFigure(figsize=(self.width, self.height))
 
     def _add(self, x: float, y: float, width: float, height: float) -> Axes:
         box = (x / self.width, y / self.height, width / self.width, height / self.height)

@@ -33,7 +33,7 @@ class Drawn:
 
     Attributes:
         identity: subject, victim, attack, eps, units, setting ... of the unit.
-        clean: file of the clean image, see :func:`monai_adv.studies.volumes.save_volumes`.
+        clean: file of the clean image, see ``monai_adv.studies.volumes.save_volumes``.
         attacked: file of the adversarial image.
         dice: region -> (Dice on the clean, Dice on the adversarial image).
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_plain_data_from_yaml():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "fgsmm"}, "attack 'fgsmm' is unknown: use one of .*fgsm"),
+        ({"name": "fgsmm"}, "attack 'fgsmm' is unknown; did you mean 'fgsm'. use one of noise, .*fgsm"),
         ({"name": "fgsm", "steps": 3}, "attack fgsm has no option steps: it takes loss"),
         ({"name": "pgd", "stepsize": 3, "alpha": 1}, "has no option alpha, stepsize"),
         ({"name": "pgd", "options": {}}, "has no option options"),
@@ -84,3 +85,99 @@ def test_plain_data_from_yaml():
 def test_what_is_unknown_is_an_error_that_lists_what_there_is(arguments, message):
     with pytest.raises(ConfigError, match=message):
         attacks.create(**arguments)
+
+
+@pytest.fixture
+def own():
+    """An attack of a user's, forgotten afterwards."""
+
+    class Own(attacks.IFGSM):
+        """I-FGSM in some rounds."""
+
+        name = "own"
+        reference = "the user"
+
+        def __init__(self, threat, rounds=3, **options):
+            super().__init__(threat, **options)
+            self.rounds = rounds
+
+    yield Own
+    ATTACKS.pop("own", None)
+
+
+def test_an_own_attack_is_known_by_its_name(own):
+    with pytest.raises(ConfigError, match="has to be registered first"):
+        attacks.create("own")
+    assert attacks.register(own) is own
+    assert attacks.create("own", eps=0.2, rounds=2).rounds == 2
+    assert attacks.option_defaults("own") == {"rounds": 3, "steps": 10, "step_size": None}
+    assert attacks.available()["own"] == "I-FGSM in some rounds. [the user]"
+    assert attacks.register(own) is own  # the same cell run again
+
+
+def test_what_cannot_be_registered_is_named(own):
+    attacks.register(own)
+    with pytest.raises(ConfigError, match=r"belongs to monai_adv\.attacks\.sign\.PGD"):
+        attacks.register(type("Other", (own,), {"__doc__": "x", "name": "pgd", "reference": "x"}))
+    with pytest.raises(ConfigError, match="a text of its own for name, reference, __doc__"):
+        attacks.register(type("Nameless", (own,), {}))
+    for no_attack in (Margin, Attack, "pgd"):
+        with pytest.raises(ConfigError, match="is no attack"):
+            attacks.register(no_attack)
+    assert ATTACKS["pgd"] is attacks.PGD
+
+
+TYPED = """
+class Typed(IFGSM):
+    name, reference = "typed", "the user"
+    def _search(self, run):
+        run.consider(run.ball.random(run.generator)){}
+"""
+
+
+def test_the_code_of_an_own_attack_is_part_of_what_is_recorded(own):
+    assert "code" not in attacks.create("ifgsm").parameters()
+    codes = {own(L2(1.0)).parameters()["code"]}
+    for more in ("", "", "; run.consider(run.clean)"):  # in an interpreter that keeps no source
+        names = {"IFGSM": attacks.IFGSM, "__name__": "typed"}
+        exec(TYPED.format(more), names)
+        codes.add(names["Typed"](L2(1.0)).parameters()["code"])
+    assert len(codes) == 3
+
+
+INSTALLED = '''
+from monai_adv.attacks import FGSM
+class Installed(FGSM):
+    """One step, from a package."""
+    name = "installed_attack"
+    reference = "a package"
+'''
+
+
+@pytest.mark.parametrize(
+    ("point", "says"),
+    [
+        ("installed_attack = a_package:Installed", None),
+        ("installed_attack = a_package:Missing", "cannot be loaded"),
+        ("other_name = a_package:Installed", "is an attack named installed_attack"),
+    ],
+)
+def test_attacks_of_installed_packages(tmp_path, monkeypatch, point, says):
+    (tmp_path / "a_package.py").write_text(INSTALLED)
+    metadata = tmp_path / "a_package-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: a_package\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[monai_adv.attacks]\n{point}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = list(ATTACKS)
+    try:
+        if says is None:
+            assert attacks.create("installed_attack").reference == "a package"
+            assert "installed_attack" in attacks.available()
+        else:
+            with pytest.raises(ConfigError, match=says):
+                attacks.create(point.split()[0])
+    finally:
+        for name in set(ATTACKS) - set(before):
+            del ATTACKS[name]
+        sys.modules.pop("a_package", None)

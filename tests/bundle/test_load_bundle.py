@@ -64,6 +64,8 @@ def test_everything_is_found(bundle: Path) -> None:
     for part in ("SegResNet", "network_def", "SlidingWindowInferer", "validate#inferer", "NormalizeIntensityd",
                  "sigmoid (validate#postprocessing)", "TC, WT, ET", "T1c, T1, T2, FLAIR", "2 cases"):  # fmt: skip
         assert part in text
+    assert "FLAIR =" not in text  # canonical names are not said twice
+    assert "= FLAIR, T1c, T1, T2" in load(bundle, channels=["flair", "T1-Gd", "t1n", "t2w"]).summary()
 
 
 def test_the_victim_is_what_the_bundle_deploys(bundle: Path) -> None:

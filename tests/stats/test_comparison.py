@@ -434,3 +434,8 @@ def test_import_is_light_and_of_nothing_else_in_the_package():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(out) == []
+
+
+def test_a_path_is_no_table() -> None:
+    with pytest.raises(ValueError, match=r"'records.csv' is a path: give its rows, e.g. pandas.read_csv"):
+        compare("records.csv")  # type: ignore[arg-type]

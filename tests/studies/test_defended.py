@@ -132,4 +132,12 @@ def test_every_claim_is_a_family_of_its_own():
 def test_few_subjects_claim_nothing():
     table = published_claims(records(DICE, subjects=5), KINDS, ATTACKS)
     assert table["p"].isna().all()
-    assert set(table["verdict"]) == {"holds in the mean, not significant", "does not hold"}
+    assert set(table["verdict"]) == {"holds in the mean, n=5 < 6: no p-value", "does not hold"}
+
+
+def test_a_family_too_large_for_so_few_subjects_says_so():
+    """Six subjects give one-sided p = 1/64: enough for three tests (.047), not for six (.094)."""
+    table = published_claims(records(DICE, subjects=6), KINDS, ATTACKS).set_index("claim")["verdict"]
+    assert set(table["attacks lower Dice"]) == {"holds"}
+    never = "holds in the mean, cannot reach significance with n=6"
+    assert set(table["a defense stays below the clean Dice"]) == {never}

@@ -13,7 +13,7 @@ import torch
 from monai_adv.attacks import black_box
 from monai_adv.defenses import DefendedVictim, SmoothedVictim
 from monai_adv.errors import ConfigError
-from monai_adv.studies import run_study
+from monai_adv.studies import analyse_run, run_study
 from monai_adv.studies.analysis import analyse
 from monai_adv.studies.config import StudyConfig, VictimEntry
 from monai_adv.studies.defended import TAG, Declared
@@ -70,6 +70,14 @@ def test_a_study_of_defenses_says_which_were_not_attacked_adaptively(defended):
     assert any("smooth: NOT ADAPTIVE" in note and "draws" in note for note in analysis.notes)
     assert set(analysis.defenses["victim"]) == {"tiny", "median", "smooth" + TAG}
     assert set(analysis.claims["claim"]) == {"attacks lower Dice", "a defense stays below the clean Dice"}
+    again = analyse_run(result.folder)  # the same from the folder alone
+    assert list(again.comparisons) == list(analysis.comparisons)
+    pd.testing.assert_frame_equal(again.claims, analysis.claims)
+    pd.testing.assert_frame_equal(again.victims.table, analysis.victims.table)
+    assert analyse_run(result.folder, alpha=0.5).victims.alpha == 0.5
+    for wrong in ({"alhpa": 0.1}, {"alpha": 2.0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            analyse_run(result.folder, **wrong)
     _, report = write_study_report(result.folder)
     page = report.read_text()
     assert "smooth (NOT ADAPTIVE)" in page

@@ -65,6 +65,14 @@ def test_the_type_has_limits():
     assert ball.store(ball.project(image - 20)).tolist() == [[[0.0, 230.0, 0.0]]]
 
 
+@pytest.mark.parametrize("slope", [2.956862688064575, 0.1, 1 / 3])
+def test_the_types_largest_number_may_be_stored_whatever_the_slope(slope):
+    clean = torch.tensor([0.0, 12.0, 254.0, 255.0]).mul(slope).view(1, 1, 4)  # as a reader gives it: float32
+    threat = create_threat("linf", eps=3 * slope, units="absolute", quantize={"dtype": "uint8", "slope": slope})
+    stored = threat.bind(clean).project(clean + 2 * slope) / slope
+    torch.testing.assert_close(stored, torch.tensor([0.0, 14.0, 255.0, 255.0]).view(1, 1, 4))
+
+
 def test_without_levels_nothing_is_rounded():
     image = scanner_image()
     ball = LInf(0.3, units="absolute").bind(image)

@@ -153,7 +153,7 @@ def test_unknown_preprocessing(saved):
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing\.pt does not exist"):
         read_checkpoint(tmp_path / "nothing.pt")
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match="is a folder: give the file"):
         read_checkpoint(tmp_path)
 
 
@@ -195,7 +195,7 @@ def test_a_pickle_that_would_execute_code_is_refused(tmp_path, container):
 
 def test_a_bare_state_dict_is_explained(tmp_path):
     torch.save(small()[0].state_dict(), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="a bare state dict goes with"):
+    with pytest.raises(CheckpointError, match=r"monai-adv victim .*--network"):
         read_checkpoint(tmp_path / "a.pt")
     torch.save([1, 2], tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=FORMAT):

@@ -5,6 +5,7 @@ from monai_adv.engines.robust.distillation import DistillationIteration
 from monai_adv.engines.robust.free import FreeIteration
 from monai_adv.engines.robust.methods import METHODS, create_method
 from monai_adv.engines.robust.paired import TradesIteration, VAFTIteration
+from monai_adv.engines.robust.step import PairedIteration
 from monai_adv.engines.robust.synthesis import SynthesisIteration
 from monai_adv.engines.robust.trainer import RobustTrainer
 
@@ -13,6 +14,7 @@ __all__ = [
     "AdversarialIteration",
     "DistillationIteration",
     "FreeIteration",
+    "PairedIteration",
     "RobustTrainer",
     "SynthesisIteration",
     "TradesIteration",

@@ -95,7 +95,7 @@ class DistillationIteration:
             raise ConfigError(f"labels {labels!r} are unknown: use 'soft' (the teacher's) or 'hard' (the batch's)")
         if (teacher is None) == (labels == "soft"):
             raise ConfigError(
-                "labels='soft' needs a teacher: a network or its checkpoint"
+                "labels='soft' needs a teacher: a network or its checkpoint, teacher=teacher.pt"
                 if teacher is None
                 else "labels='hard' takes no teacher: the labels are the batch's own"
             )

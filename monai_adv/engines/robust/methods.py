@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "distillation": "cross entropy at temperature T against a teacher (Papernot 2016)",
     "synthesis": "a share of each batch replaced by what a trained generator makes of it (Chen 2019)",
 }
+"""Methods of robust training by name, with one line on each."""
 _EPS = 0.1
 _GIVEN = ("self", "attack", "threat", "head", "iteration_update", "image_key", "label_key", "preprocessing")
 Iteration = Callable[[Any, Any], Any]

@@ -61,6 +61,7 @@ EFFECTS: dict[str, type[Effect]] = {
     effect.name: effect
     for effect in (Deformation, Affine, BiasField, Gamma, Motion, Ghosting, Gibbs, Rician, Synthesis)
 }
+"""Physical changes by name."""
 
 __all__ = [
     "EFFECTS",

@@ -70,9 +70,9 @@ class Effect(ABC):
         Args: as :meth:`apply`.
 
         Returns:
-            Of these, what the effect has: ``displacement`` (B, dims, *spatial) in mm along the image's own axes, where
-            each voxel's value comes from; ``bias`` (B, C, *spatial), what values are multiplied by; ``residual``
-            (B, C, *spatial), what is added, in the image's units.
+            Of these, what the effect has: ``displacement`` ``(B, dims, *spatial)`` in mm along the image's own axes,
+            where each voxel's value comes from; ``bias`` ``(B, C, *spatial)``, what values are multiplied by;
+            ``residual`` ``(B, C, *spatial)``, what is added, in the image's units.
         """
         return {}
 
