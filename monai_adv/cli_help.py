@@ -44,7 +44,9 @@ PAGES: dict[str, Page] = {
             "monai-adv train BraTS2021 -o at.pt --init unet.pt --method pgd_at",
         ),
     ),
-    "victim": Page(VICTIMS, "docs/cli.md", ("monai-adv victim weights.pth -o victim.pt --network SegResNet",)),
+    "victim": Page(
+        VICTIMS, "docs/howto/my_network.md", ("monai-adv victim weights.pth -o victim.pt --network SegResNet",)
+    ),
     "train-synthesis": Page(
         VICTIMS,
         "docs/synthesis.md",
@@ -99,7 +101,14 @@ PAGES: dict[str, Page] = {
     "report": Page(STUDIES, "docs/reports.md", ("monai-adv report runs/brats",)),
     "table": Page(STUDIES, "docs/attacks.md", ("monai-adv table runs/one runs/two -o runs",)),
     "bundle-overlay": Page(STUDIES, "docs/bundles.md", ("monai-adv bundle-overlay attack -o attack.json",)),
-    "score": Page(SCORES, "docs/cli.md", ("monai-adv score predictions BraTS2021 -o scores",)),
+    "score": Page(
+        SCORES,
+        "docs/howto/score_predictions.md",
+        (
+            "monai-adv score predictions BraTS2021 -o scores",
+            "monai-adv compare clean/scores.csv attacked/scores.csv",
+        ),
+    ),
 }
 """Every command, in the order of the help."""
 

@@ -15,6 +15,8 @@ from builders import case_file, make_cohort
 from cli_caller import call
 from victims_on_disk import TINY
 
+from monai_adv.data.files import check_writable
+from monai_adv.errors import WriteError
 from monai_adv.networks import build_network
 from monai_adv.victims import VictimConfig, save_checkpoint
 
@@ -270,3 +272,8 @@ def test_a_2d_checkpoint_is_taken_on_volumes(
     words = ["attack", "data", "--checkpoint", "flat.pt", "-o", str(tmp_path / "out"), "--attack", "noise"]
     code, text = said(world, monkeypatch, capsys, words)
     assert (code, text) == (0, "")
+
+
+def test_a_checkpoint_named_like_a_folder_is_told_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="it is a folder: give the name of a file"):
+        check_writable(tmp_path)

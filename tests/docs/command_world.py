@@ -149,6 +149,11 @@ class Store:
         return self.folder / "predictions"
 
     @cached_property
+    def scores(self) -> Path:
+        self._run(["score", str(self.predictions), str(self.cohort), "-o", "scores"], self.folder)
+        return self.folder / "scores" / "scores.csv"
+
+    @cached_property
     def raw_csv(self) -> Path:
         """What MONAI's MetricsSaver writes: a file name and a Dice per class."""
         path = self.folder / "val_mean_dice_raw.csv"
@@ -165,6 +170,7 @@ PROVIDED: list[tuple[str, str]] = [
     (r"predictions", "predictions"),
     (r"raw/p001", "case"),
     (r"records\.csv", "records"),
+    (r".*/scores\.csv", "scores"),
     (r"brats_mri_segmentation", "bundle"),
     (r"DICOM(?=/)", "dicom"),
     (r".*\.nrrd", "nrrd"),
@@ -223,15 +229,26 @@ class World:
             shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
             return
 
-    def write_weights(self, path: str, given: dict[str, Any]) -> None:
-        """The state dict of the network that the options of ``monai-adv victim`` describe."""
+    def prepare(self, words: list[str], given: dict[str, Any]) -> None:
+        """Put there what depends on a command's options: weights of the network it names, files of the names it asks for.
+
+        Args:
+            words: a command of ``monai-adv``.
+            given: its parameters by name.
+        """
+        if words[1] == "victim" and not (self.here / words[2]).exists():
+            self._write_weights(self.here / words[2], given)
+        if words[1] == "score" and given["files"]:
+            for file in list((self.here / words[2]).iterdir()):
+                shutil.copy(file, file.with_name(given["files"].replace("*", file.name.partition(".")[0])))
+
+    def _write_weights(self, path: Path, given: dict[str, Any]) -> None:
         from monai_adv.cli_attacks import parse_options
         from monai_adv.networks import build_network
 
         described = {"spatial_dims": 3, "in_channels": 4, "out_channels": 4 if given["head"] == "softmax" else 3}
         options = parse_options(given["network_option"], "--network-option")
-        network = build_network({"name": given["network"], **described, **options})
-        torch.save(network.state_dict(), self.here / path)
+        torch.save(build_network({"name": given["network"], **described, **options}).state_dict(), path)
 
     def _small_study(self, text: str) -> str:
         """A shipped study on the tiny cohort and network; whatever else it says stays."""

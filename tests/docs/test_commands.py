@@ -2,8 +2,9 @@
 
 The commands of a page run one after the other in a folder of their own, prepared as the text assumes, with the same
 names: what one writes, the next one reads. Each has to end with exit code 0 and to leave what it promises. What would
-take too long is run with the options of ``SMALL``, which are the whole difference; what no machine of the suite can
-run stands in ``NOT_RUN``, and the part of it that is ours runs all the same. A command that fits nowhere fails.
+take too long is run with the options of ``SMALL`` and the settings of ``SETTINGS`` and ``LESS``, which are the whole
+difference. What no machine of the suite can run stands in ``NOT_RUN``, and the part of it that is ours runs all the
+same. A command that fits nowhere fails.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SMALL: dict[str, dict[str, str | None]] = {
     "monai-adv run studies/": {"--dry-run": None},  # the YAML as it is but for data and checkpoints
     "monai-adv certify": {"--subject": "BraTS2021_00000"},
     "monai-adv attack": {"--subject": "BraTS2021_00000"},
-    "monai-adv universal": {"--steps": "2"},
+    "monai-adv universal": {"--steps": "2", "--modality": "all"},
     "monai-adv ablation": {"--steps": "2", "--figures": "1"},
     "python data/fill.py": {"--subjects": "2", "--spacing": "4", "--workers?": "1"},
     "python -m venv": {"--without-pip": None},
@@ -88,6 +89,7 @@ NOT_RUN = {
     "pip install": "needs a network; its files and extras must exist",
     "monai-adv --install-completion": "writes into the user's shell; tests/cli/test_completion.py runs it",
     "python -m pytest": "is this suite; it collects one file, and the folders and variables given must exist",
+    "python -m sphinx": "takes minutes; the folder it is given must be one that Sphinx builds",
     "torchrun": "what it launches is run once per process, with the variables it sets",
     "srun": "needs a cluster; what it launches is run once per task, with the variables it sets",
     "sbatch": "needs a cluster; what it wraps is run, the batch script is another block of the page",
@@ -176,8 +178,11 @@ def chosen(found: list[Command], outputs: list[list[str]], study: str, passed: s
         writes = any(word == path or path.startswith(f"{word}/") for path in outputs[index] for word in read)
         if fresh[index] or (writes and command not in found[:index]) or command.argv[0] == "cd":
             kept.append(command)
-            read |= {part for word in command.argv for part in (say(word), say(word.split("=")[-1]))}
-            read |= set(re.findall(r"[\w./-]+", study)) if "study.yaml" in command.argv else set()
+            words = {say(part) for word in command.argv for part in (word, word.split("=")[-1], *word.split())}
+            read |= words - set(outputs[index])
+            if "study.yaml" in words:  # data, victims, and with an option also what was computed before
+                inside = set(re.findall(r"[\w./-]+", study))
+                read |= inside - ({yaml.safe_load(study)["output"]} if command.argv[-1] == "study.yaml" else set())
     return kept[::-1]
 
 
@@ -197,8 +202,8 @@ def run_one(command: Command, world: World) -> None:
     for words, more in launched(argv):
         for word in words:
             world.provide(word)
-        if words[:2] == ["monai-adv", "victim"] and not (world.here / words[2]).exists():
-            world.write_weights(words[2], parameters(words))
+        if words[0] == "monai-adv" and words[1] in COMMANDS:
+            world.prepare(words, parameters(words))
         small = made_small(words)
         alone = not {"RANK", "SLURM_PROCID"} & set(more)  # a shard leaves no tables
         promises = [world.here / path for path in promised(words, world.study)] if alone else []
@@ -230,12 +235,8 @@ def cpu_seconds() -> float:
 def run_words(argv: list[str], folder: Path, env: dict[str, str]) -> Outcome:
     """Run a command in the way that suits it."""
     text = shlex.join(argv)
-    if "pip install" in text:
-        found = check_requirements(argv, ROOT)
-    elif text.startswith("python -m pytest"):
-        found = check_suite(argv, ROOT, env)
-    elif text == "monai-adv --install-completion":
-        found = Outcome(0, "not run", "")
+    if text.startswith(tuple(NOT_RUN)):
+        found = instead(argv, env)
     elif argv[0] == "source":
         assert (folder / argv[1]).is_file(), f"there is no {argv[1]}"
         found = Outcome(0, "", "")
@@ -250,6 +251,17 @@ def run_words(argv: list[str], folder: Path, env: dict[str, str]) -> Outcome:
     else:
         raise AssertionError(f"nobody knows how to run {text!r}: add it to the tables of {Path(__file__).name}")
     return found
+
+
+def instead(argv: list[str], env: dict[str, str]) -> Outcome:
+    """What ``NOT_RUN`` says is done."""
+    if "pip" in argv:
+        return check_requirements(argv, ROOT)
+    if "pytest" in argv:
+        return check_suite(argv, ROOT, env)
+    if "sphinx" in argv:
+        assert (ROOT / argv[-2] / "conf.py").is_file(), f"{argv[-2]} has no conf.py"
+    return Outcome(0, "not run", "")
 
 
 def made_small(argv: list[str]) -> list[str]:
@@ -316,7 +328,7 @@ def promised(argv: list[str], study: str) -> list[str]:
         found.append(str((first.parent if first.suffix else first) / "tables"))
     if argv[1] == "run" and given["bundle"]:
         found = found or ["bundle_run"]
-    if argv[1] == "run" and given["study"] == "study.yaml" and not (given["shard"] or given["dry_run"]):
+    if argv[1] == "run" and str(given["study"]) == "study.yaml" and not (given["shard"] or given["dry_run"]):
         output = yaml.safe_load(study)["output"]
         found += [f"{output}/records.csv", f"{output}/report.html"]
     return found
