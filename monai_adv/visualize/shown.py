@@ -81,7 +81,11 @@ class Shown:
             return None if segmentation is None else _masks(segmentation, head, clean.shape[1:], name)
 
         own = head if head is not None and head.exclusive else None  # a case's label is class indices for every head
-        truth = _masks(case["label"], own, clean.shape[1:], "label") if "label" in case else None
+        truth = None
+        if "label" in case:
+            label = torch.as_tensor(_unbatched(case["label"], clean.ndim, "label"))
+            counted = label if own is None else own.label_from_classes(label[None])[0]
+            truth = _masks(counted, own, clean.shape[1:], "label")
         moved = masks(result.label, "moved label") if result is not None and result.parameters else None
         if truth is not None and moved is not None:
             truth = {name: truth[name] for name in moved if name in truth} or truth

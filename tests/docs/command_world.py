@@ -230,7 +230,7 @@ class World:
             return
 
     def prepare(self, words: list[str], given: dict[str, Any]) -> None:
-        """Put there what depends on a command's options: weights of the network it names, files of the names it asks for.
+        """Put there what depends on a command's options: weights of the network it names, files as it calls them.
 
         Args:
             words: a command of ``monai-adv``.

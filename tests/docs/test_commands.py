@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, str | None]] = {
     "monai-adv simulate": {"--subjects": "3", "--spacing": "4", "--workers?": "1"},
     "monai-adv train": {"--steps": "4", "--patch": "16", "--channels?": "4,8"},
     "monai-adv train-synthesis": {"--steps": "2", "--patch": "16"},
+    "monai-adv victim": {"--window?": "16"},
     "monai-adv run studies/": {"--dry-run": None},  # the YAML as it is but for data and checkpoints
     "monai-adv certify": {"--subject": "BraTS2021_00000"},
     "monai-adv attack": {"--subject": "BraTS2021_00000"},

@@ -220,3 +220,20 @@ def test_the_planes_cross_where_the_prediction_failed(shown: dict[str, Any], aff
 def test_a_clean_case_is_one_canvas(shown: dict[str, Any]) -> None:
     (only,) = volumes(volume_view(shown["case"], interactive=True))
     assert list(only) == ["image", "ground truth"]
+
+
+def test_the_truth_is_counted_as_the_head_counts_it() -> None:
+    from monai_adv.victims import Head
+
+    decathlon = Head("softmax", {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)})  # 1 oedema, 2 necrosis
+    image, label = np.zeros((4, 8, 8, 8)), np.zeros((1, 8, 8, 8), int)
+    image[:, 1:7, 1:7, 1:7] = 100.0
+    label[:, 2:4, 2:6, 2:6], label[:, 4:6, 2:6, 2:6] = 1, 2  # necrosis and oedema in the order of BraTS
+    prediction = np.where(label == 1, 2, np.where(label == 2, 1, 0))  # the same in the network's order
+    case = {"image": image, "label": label}
+    figure = volume_view(
+        case, prediction=prediction, adversarial=image + 1.0, adversarial_prediction=prediction, head=decathlon,
+        interactive=False,
+    )  # fmt: skip
+    texts = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+    assert texts.count("1.00") >= 4, texts  # Dice of WT and TC, before and after
