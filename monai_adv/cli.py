@@ -214,12 +214,9 @@ def compare(
     them before it was run, where options leave that open. Writes CSV, Markdown and LaTeX. Files of MONAI's
     MetricsSaver, the clean evaluator's first, are joined on the filename.
     """
-    from monai_adv.studies.analysis import analyse, analyse_raw, write_analysis
+    from monai_adv.studies.analysis import analyse_raw, analyse_run, write_analysis
     from monai_adv.studies.config import CompareConfig
-    from monai_adv.studies.defended import Declared
-    from monai_adv.studies.records import read_records
     from monai_adv.studies.scoring import is_scores
-    from monai_adv.studies.stored import stored_study
 
     first = results[0]
     folder = output or (first if first.is_dir() else first.parent)
@@ -231,14 +228,8 @@ def compare(
     elif raw:
         raise ConfigError("--name, --regions and --join are for the *_raw.csv of MONAI's MetricsSaver")
     else:
-        declared = CompareConfig()
-        stored: dict[str, Any] = {}
-        if (first / "study.json").is_file():
-            study, stored = stored_study(first)
-            declared = study.compare
         flags = {"metric": metric, "baseline": baseline, "alpha": alpha}
-        chosen = declared.model_copy(update={k: v for k, v in flags.items() if v is not None})
-        analysis = analyse(read_records(first), chosen, declared=Declared.of(stored))
+        analysis = analyse_run(first, **{key: value for key, value in flags.items() if value is not None})
     _print_analysis(analysis)
     for path in write_analysis(folder, analysis):
         out.print(f"written: {path}", highlight=False, soft_wrap=True)
@@ -315,6 +306,15 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _note_spacing(checkpoint: Path, root: Path, scheme: str | None) -> None:
+    """Warn of a network that sees voxels of a size it was not trained at."""
+    from monai_adv.studies.victims import spacing_note
+
+    note = spacing_note(checkpoint, root, scheme)
+    if note is not None:
+        err.print(f"[yellow]{_escape(note)}[/]", highlight=False, soft_wrap=True)
+
+
 def _complain(problems: list[str], again: bool = True) -> None:
     """Name the subjects that could not be used, and exit with 1 if there are any."""
     if again:
@@ -375,16 +375,24 @@ def _print_analysis(analysis: Any) -> None:
     if not analysis.claims.empty:
         _print_frame(analysis.claims, "published claims (Liu et al. 2019), one-sided, Holm within each claim")
     if not analysis.ordering.empty:
-        _print_frame(analysis.ordering, "expected order, one-sided, Holm over the rows")
+        from monai_adv.studies.analysis import shown_ordering
+
+        _print_frame(shown_ordering(analysis.ordering), "expected order, one-sided, Holm over the rows")
 
 
 def _print_frame(frame: Any, title: str) -> None:
     table = Table(title=_escape(title))
     for column in frame.columns:
-        table.add_column(_escape(str(column)))
+        table.add_column(_escape(str(column)), overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(_escape(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row))
+        table.add_row(*(_escape(_cell(value)) for value in row))
     out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if value != value else f"{value:.4g}"  # NaN: there is no such number
 
 
 @contextmanager

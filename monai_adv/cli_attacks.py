@@ -71,6 +71,8 @@ def attack(
 
     given: dict[str, Any] = {"eps": eps, "units": units, "norm": norm}
     spec = {"name": name, **{k: v for k, v in given.items() if v is not None}, **parse_options(option)}
+    if not resample:
+        cli._note_spacing(checkpoint, root, scheme)
     problems = []
     for done in attack_files(root, checkpoint, output, spec, subject, scheme, store=store, resample=resample):
         if done.error:

@@ -52,6 +52,8 @@ def certify(
     from monai_adv import cli
     from monai_adv.studies.certify import certify_files
 
+    if not resample:
+        cli._note_spacing(checkpoint, root, scheme)
     problems, rows = [], []
     with cli._bar("certify") as update:
         for done in certify_files(

@@ -147,6 +147,9 @@ def run(
         return
     if part is not None:
         cli.out.print(f"shard {part.index} of {part.count} (by {part.source})", highlight=False)
+    for entry in config.victims:
+        if entry.checkpoint is not None and not entry.resample:
+            cli._note_spacing(entry.checkpoint, config.data.root, config.data.scheme)
     with cli._interruptible(), cli._bar("study") as update:
         result = run_study(
             config, on_progress=cli._follow(update), shard=part, retry_failed=retry_failed, resume=resume

@@ -146,7 +146,7 @@ def _try(found: Any, folder: Path, subjects: int, scheme: str | None, spacing: l
     if mean < LOW:
         hints.append(
             f"a mean Dice of {mean:.2f} is low: are --inputs in the network's order, --outputs what it was trained on, "
-            "--preprocessing and --window its own, and the voxels of the size it knows?"
+            "--preprocessing and --window its own, the voxels of the size and the axes (RAS here) of those it knows?"
         )
     for hint in hints:
         cli.err.print(f"[yellow]{cli._escape(hint)}[/]", highlight=False, soft_wrap=True)

@@ -15,6 +15,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         environment.setenv("MONAI_ADV_TUTORIAL_SMALL", "1")
         environment.setenv("MONAI_ADV_TUTORIAL_OUT", folder)
         environment.setenv("OMP_NUM_THREADS", "1")  # as tests/conftest.py
-        for name in ("MONAI_ADV_TUTORIAL_DATA", "MONAI_ADV_TUTORIAL_CHECKPOINT"):
+        for name in ("MONAI_ADV_TUTORIAL_DATA", "MONAI_ADV_TUTORIAL_CHECKPOINT", "MONAI_ADV_TUTORIAL_BUNDLE"):
             environment.delenv(name, raising=False)
         return (yield)

@@ -77,7 +77,8 @@ def fit_universal(
         loss: what is ascended, or descended towards a target.
         confidence: a voxel (sigmoid: a bit) that is at the target with a probability above this gives no gradient.
         placement: see :meth:`UniversalPerturbation.on`.
-        reference: ``(C, *spatial)`` whose grid ``d`` lies on, MetaTensor or tensor; the first case's image if None.
+        reference: ``(C, *spatial)`` whose grid ``d`` lies on, MetaTensor or tensor; the first case's image if None,
+            so give a whole volume where the cases are cropped, each around its own brain.
         label_source: "truth" or "prediction" (the clean one, a pass more per visit).
         seed: of the order of the subjects and of a random victim's steps.
         on_step: told the number of updates done and the perturbation so far.

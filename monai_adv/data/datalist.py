@@ -118,6 +118,7 @@ def scan(root: str | os.PathLike[str], scheme: str | LabelScheme | None = None, 
         raise DataError(
             f"{folder}: no cases found among {len(files)} image files. Looked for {looked_for} "
             f"({', '.join((*NIFTI_ENDINGS, *ITK_ENDINGS))}); Decathlon Task01: imagesTr/<case>.nii.gz with labelsTr. "
+            f"{_linked(folder)}"
             "Rename the files, convert DICOM series (monai-adv convert), or pass another folder."
         )
     found.items.sort(key=lambda item: item["subject"])
@@ -162,6 +163,12 @@ def image_files(folder: Path, found: Scan) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent) / name for name in names if not name.startswith(".") and stem(name) is not None)
+
+
+def _linked(folder: Path) -> str:
+    """What is said of links to folders, which are not searched."""
+    links = [path.name for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    return f"Links to folders are not followed ({len(links)} here, {links[0]}): link the files. " if links else ""
 
 
 def _printable(name: str) -> bool:

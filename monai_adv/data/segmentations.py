@@ -17,6 +17,8 @@ from monai_adv.data.labels import MODALITIES, LabelScheme
 from monai_adv.data.masks import load_mask
 from monai_adv.errors import DataError
 
+BESIDE = ("_perturbation", "_displacement", "_bias", "_residual")
+"""What `monai-adv attack` writes beside its predictions."""
 PARTS = "_-."  # what may follow a subject in the name of its prediction
 
 
@@ -76,7 +78,7 @@ def pair_segmentations(
     pattern = None if files is None else _pattern(files)
     images, candidates = 0, 0
     for file in _files(Path(predictions), problems):
-        if naming_role(_name(file))[1] in MODALITIES:
+        if naming_role(_name(file))[1] in MODALITIES or _name(file).endswith(BESIDE):
             images += 1
             continue
         if pattern is None:
@@ -96,18 +98,19 @@ def pair_segmentations(
         called = f" called {files}" if files else ""
         kind = " (only images of cases)" if images else ""
         raise DataError(f"{predictions}: no predictions{called} found{kind}. Give the folder of segmentation files.")
+    lacking = []
     for subject, truth in sorted(truth_files.items()):
         own = of_subject.get(subject, [])
         exact = [file for file in own if naming_role(_name(file))[0] == subject]
         own = exact if len(exact) == 1 else own
         name = sanitise_subject(subject)
+        if not own:
+            lacking.append(subject)
+            continue
         if len(own) != 1:
-            names = ", ".join(file.name for file in own[:5])
-            what = "has no prediction" if not own else f"has {len(own)} predictions: {names}"
-            advice = f"Predict it, or name it {subject}.nii.gz"
-            if own:
-                advice = f'Say which by files (--files): "{own[0].name.replace(subject, "*", 1)}", say'
-            problems.append(Finding("error", name, str(truth), what, advice))
+            what = f"has {len(own)} predictions: {', '.join(file.name for file in own[:5])}"
+            advice = f'Say which by files (--files): "{own[0].name.replace(subject, "*", 1)}", say'
+            problems.insert(0, Finding("error", name, str(truth), what, advice))
             continue
         known = scheme or _scheme(truth, subject)
         if known is None:
@@ -116,6 +119,10 @@ def pair_segmentations(
             problems.append(Finding("error", name, str(truth), what, advice))
             continue
         found.append(SegmentationPair(name, own[0], truth, known, prediction_scheme or known))
+    if lacking:
+        more = f", and {len(lacking) - 1} more have none ({', '.join(lacking[1:4])} ...)" if len(lacking) > 1 else ""
+        what, advice = f"has no prediction{more}", f"Predict it, or name it {lacking[0]}.nii.gz"
+        problems.append(Finding("error", sanitise_subject(lacking[0]), str(truth_files[lacking[0]]), what, advice))
     return found, problems
 
 

@@ -3,7 +3,7 @@
 from .comparison import Comparison, compare
 from .effect import hodges_lehmann, rank_biserial
 from .metrics_saver import read_metrics_saver
-from .multiplicity import holm, rejected
+from .multiplicity import holm, pairs_needed, rejected
 from .ranking import CriticalDifference, FriedmanResult, critical_difference, friedman, rank_stability
 from .resampling import BootstrapResult, bootstrap_mean_difference
 from .signed_rank import WilcoxonResult, wilcoxon
@@ -22,6 +22,7 @@ __all__ = [
     "friedman",
     "hodges_lehmann",
     "holm",
+    "pairs_needed",
     "rank_biserial",
     "rank_stability",
     "read_metrics_saver",

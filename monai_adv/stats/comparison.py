@@ -127,7 +127,7 @@ def compare(
     Raises:
         ValueError: missing columns; no baseline in a stratum; several rows for one subject and setting (a column such
             as eps varies, the message names it); subjects that one of the two settings lacks (named); infinite values;
-            mixed empty-region conventions.
+            mixed empty-region conventions; a setting or stratum called like a column of the table (method, p, n ...).
     """
     check_choice("alternative", alternative, ALTERNATIVES)
     check_choice("zero_method", zero_method, ZERO_METHODS)
@@ -160,6 +160,9 @@ def compare(
                 seed=seed,
                 resamples=resamples,
             )
+            taken = sorted({*settings_by, *strata} & {*row, "p_holm", "verdict"})
+            if taken:
+                raise ValueError(f"the table has a column {taken[0]!r} of its own: rename that column of the records")
             rows.append(place | dict(zip(settings_by, setting)) | row)
             smallest.append(attainable)
         wide = pd.DataFrame({label(settings_by, s): block["_value"] for s, block in blocks.items()})

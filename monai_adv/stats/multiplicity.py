@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+def pairs_needed(tests: int, alpha: float = 0.05) -> int:
+    """The fewest non-zero pairs with which one of so many two-sided Wilcoxon tests can pass Holm's correction.
+
+    The smallest exact p of n pairs is 2^(1 - n), and Holm's first step compares it with ``alpha / tests``.
+
+    Args:
+        tests: size of the family.
+        alpha: level of the family.
+
+    Example:
+        >>> [pairs_needed(tests) for tests in (1, 3, 9, 36)]
+        [6, 7, 9, 11]
+    """
+    return 1 + math.ceil(math.log2(tests / alpha))
 
 
 def holm(pvalues: ArrayLike) -> NDArray[np.float64]:

@@ -213,7 +213,7 @@ def ordering(records: pd.DataFrame, eps: float | None = None, alpha: float = 0.0
 
     Returns:
         One row per victim, region and neighbouring pair: means, Hodges-Lehmann difference, p, p_holm and whether the
-        order holds; no p below six subjects.
+        order holds significantly; no p below six subjects.
     """
     records = records[records["region"].notna() & records["method"].isin(ORDER)]
     attacked = records[records["attack"] != "clean"]
@@ -241,6 +241,12 @@ def ordering(records: pd.DataFrame, eps: float | None = None, alpha: float = 0.0
         table["p_holm"] = holm(table["p"].to_numpy())
         table["holds"] = (table["mean_higher"] > table["mean_lower"]) & (table["p_holm"] <= alpha)
     return table
+
+
+def shown_ordering(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`ordering` to be read: with too few subjects nothing is said of whether the order holds."""
+    words = np.where(table["holds"], "yes", "no")
+    return table.assign(holds=np.where(table["p"].isna(), f"n < {MINIMUM}: not tested", words))
 
 
 def write_analysis(folder: Path, analysis: Analysis) -> list[Path]:

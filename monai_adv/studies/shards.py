@@ -177,7 +177,8 @@ def usable_device(device: str) -> str:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if reason.startswith("Expected one of"):  # a list of all kinds that torch was ever made for
             reason = "torch knows no such kind"
-        raise ConfigError(f"device {device!r} cannot be used here ({reason}): use cpu, cuda or cuda:0") from error
+        use = "cpu, cuda or cuda:0" if torch.cuda.is_available() else "cpu; PyTorch sees no GPU here"
+        raise ConfigError(f"device {device!r} cannot be used here ({reason}): use {use}") from error
     return device
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from monai_adv.bundle import load_bundle
 from monai_adv.bundle.scans import scan_victim
+from monai_adv.data.datalist import scan
+from monai_adv.data.loading import read_case_headers
 from monai_adv.defenses import Purify, purified, smoothed
 from monai_adv.errors import ConfigError
 from monai_adv.studies.config import VictimEntry
@@ -60,6 +62,29 @@ def at_spacing(victim: Victim, checkpoint: str | Path, spacing: Sequence[float])
             f"victim {victim.name}: {checkpoint} does not say at which spacing it was trained: leave resample out"
         )
     return victim.resampled(spacing, working)
+
+
+def spacing_note(checkpoint: str | Path, root: str | Path, scheme: str | None = None) -> str | None:
+    """What to say where a network was trained at another voxel size than that of a folder's first subject; else None.
+
+    Args:
+        checkpoint: of the victim.
+        root: folder of images.
+        scheme: label scheme where the names do not settle it.
+    """
+    working = read_checkpoint(checkpoint)[1].spacing
+    items = scan(root, scheme).items
+    headers = read_case_headers(items[0])[0] if items and working is not None else {}
+    if working is None or not headers:
+        return None
+    size = next(iter(headers.values())).spacing[: len(working)]
+    if max(abs(a - b) for a, b in zip(sorted(size), sorted(working))) <= 0.05 * min(working):
+        return None
+    trained, own = (" x ".join(f"{step:g}" for step in steps) for steps in (working, size))
+    return (
+        f"{checkpoint} was trained at {trained} mm and {items[0]['subject']} has {own} mm: use resample (--resample) "
+        "unless the network is to see it as it is"
+    )
 
 
 def defense_kind(entry: VictimEntry) -> str:

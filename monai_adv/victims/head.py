@@ -96,8 +96,8 @@ class Head:
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= channels:
             raise ConfigError(
-                f"label values {low}..{high} do not fit {channels} classes: say which class is what by the head's regions "
-                "(monai-adv victim --outputs), or mask ignored voxels"
+                f"label values {low}..{high} do not fit {channels} classes: say which class is what by the head's "
+                "regions (monai-adv victim --outputs), or mask ignored voxels"
             )
         return index
 

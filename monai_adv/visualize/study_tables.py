@@ -10,7 +10,7 @@ import pandas as pd
 
 from monai_adv.data.files import write_atomic
 from monai_adv.stats import summarise, tables
-from monai_adv.studies.analysis import Analysis
+from monai_adv.studies.analysis import Analysis, shown_ordering
 from monai_adv.studies.records import csv_bytes
 from monai_adv.studies.units import safe_name
 
@@ -116,7 +116,7 @@ def result_tables(analysis: Analysis, records: pd.DataFrame) -> dict[str, tuple[
     if not analysis.ordering.empty:
         found["ordering"] = (
             "Expected order clean > noise > FGSM > I-FGSM: one-sided tests between neighbours, Holm over the rows",
-            analysis.ordering,
+            shown_ordering(analysis.ordering),
         )
     for victim, comparison in analysis.comparisons.items():
         found[f"comparison_{victim}"] = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from monai_adv.stats import Comparison
+from monai_adv.stats import Comparison, pairs_needed
 from monai_adv.studies.analysis import Analysis
 from monai_adv.studies.check import Check
 from monai_adv.studies.config import StudyConfig
@@ -77,10 +77,14 @@ def _tests(comparison: Comparison | None) -> str:
     significant, tested = _significant(comparison)
     if not tested:
         return "Too few subjects for any claim of significance: effect sizes only."
-    return (
+    said = (
         f"{significant} of {tested} comparisons with {comparison.baseline} are significant at {comparison.alpha:g} "
         "after Holm's correction."
     )
+    if not significant and comparison.table["verdict"].dropna().astype(str).str.startswith("cannot reach").any():
+        most, needed = int(comparison.table["n"].max()), pairs_needed(tested, comparison.alpha)
+        said += f" {most} subjects cannot reach it over {tested} tests, whatever they show; {needed} could."
+    return said
 
 
 def _significant(comparison: Comparison) -> tuple[int, int]:

@@ -212,7 +212,7 @@ STUDIES: list[tuple[Callable[[dict[str, Any]], None], list[str]]] = [
     (change("victims.0.checkpoint", "none.pt"), ["none.pt does not exist", "monai-adv train"]),
     (change("victims.0.checkpoint", "raw.pt"), ["monai-adv victim", "raw.pt -o victim.pt"]),
     (change("output", "afile"), ["afile is a file, not a folder"]),
-    (change("device", "gpu"), ["device 'gpu' cannot be used here", "use cpu, cuda or cuda:0"]),
+    (change("device", "gpu"), ["device 'gpu' cannot be used here", "use cpu"]),
     (change("trackers", {"tensorbord": "x"}), ["trackers.tensorbord", "did you mean 'tensorboard'"]),
 ]
 

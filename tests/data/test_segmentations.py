@@ -81,10 +81,10 @@ def test_the_exact_name_wins_and_a_tie_asks(tmp_path: Path) -> None:
     own = names(tmp_path / "p", "BraTS2021_1.nii.gz", "BraTS2021_1_uncertainty.nii.gz")
     assert found(own, truth) == {"BraTS2021_1": "BraTS2021_1.nii.gz"}
     own = names(tmp_path / "q", "BraTS2021_1_clean.nii.gz", "BraTS2021_1_fold0.nii.gz", "BraTS2021_1_pgd.nii.gz")
-    (tie, stranger), (none, *_) = pair_segmentations(own, truth)[1][::-1], pair_segmentations(own, truth)[0:1]
-    assert none == []
-    assert "fold0" in f"{tie}{stranger}"
-    assert '--files): "*_clean.nii.gz"' in f"{tie}{stranger}"
+    pairs, (tie, stranger) = pair_segmentations(own, truth)
+    assert pairs == []
+    assert "fold0" in str(stranger)
+    assert '--files): "*_clean.nii.gz"' in str(tie)
     assert found(own, truth, files="*_fold0.nii.gz") == {"BraTS2021_1": "BraTS2021_1_fold0.nii.gz"}
     with pytest.raises(DataError, match="called \\*_x"):
         pair_segmentations(own, truth, files="*_x.nii.gz")
@@ -137,3 +137,14 @@ def test_a_prediction_on_another_grid_is_refused(tmp_path: Path) -> None:
     write(path, 4, shape=(5, 6, 4))
     with pytest.raises(DataError, match=r"shape \(5, 6, 4\) instead of \(6, 5, 4\)"):
         load_pair(pair, ignore_affine=True)
+
+
+def test_many_without_a_prediction_are_named_in_one_line_and_what_helps_comes_first(tmp_path: Path) -> None:
+    truth = names(tmp_path / "t", *(f"BraTS2021_{n}_seg.nii.gz" for n in range(6)))
+    written = (f"BraTS2021_0_{kind}.nii.gz" for kind in ("clean_prediction", "adversarial_prediction"))
+    own = names(tmp_path / "p", *written, "BraTS2021_0_t1.nii.gz", "BraTS2021_0_t1_perturbation.nii.gz")
+    _, (first, second) = pair_segmentations(own, truth)
+    assert "has 2 predictions" in str(first)
+    assert "and 4 more have none" in str(second)
+    pairs, _ = pair_segmentations(own, truth, files="*_adversarial_prediction.nii.gz")
+    assert [pair.subject for pair in pairs] == ["BraTS2021_0"]

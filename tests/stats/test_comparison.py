@@ -93,6 +93,17 @@ def test_a_single_stratum_and_list_of_dicts():
     assert "Friedman: chi2(3)" in one.to_markdown()
 
 
+def test_a_setting_called_like_a_column_of_the_table_is_refused():
+    frame = records().rename(columns={"attack": "method"})
+    with pytest.raises(ValueError, match="'method' of its own: rename"):
+        quick(frame, by="method", family=("method", "region"))
+
+
+def test_a_notebook_shows_the_table():
+    result = quick(records(regions=("WT",)), family=("attack",))
+    assert result._repr_markdown_() == result.to_markdown()
+
+
 def test_order_of_rows_does_not_matter_and_the_seed_does():
     frame = records()
     shuffled = frame.sample(frac=1, random_state=1)

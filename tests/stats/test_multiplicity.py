@@ -64,3 +64,13 @@ def test_keeps_shape_and_input():
 def test_refuses_what_is_no_probability(bad):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         holm([0.1, bad])
+
+
+@pytest.mark.parametrize("tests", [1, 2, 3, 9, 36, 100])
+def test_pairs_needed_is_the_fewest_with_which_a_test_can_pass(tests: int) -> None:
+    from monai_adv.stats import pairs_needed, wilcoxon
+
+    needed = pairs_needed(tests)
+    smallest = [wilcoxon(np.arange(1.0, n + 1), np.zeros(n)).pvalue for n in (needed - 1, needed)]
+    others = [1.0] * (tests - 1)
+    assert [bool(holm([p, *others])[0] <= 0.05) for p in smallest] == [False, True]

@@ -165,6 +165,7 @@ def test_the_command_writes_a_victim_that_other_commands_take(
     out = tmp_path / "out"
     arguments = ("--checkpoint", str(victim), "-o", str(out), "--attack", "fgsm")
     assert call(monkeypatch, "attack", str(tmp_path / "cohort"), *arguments) == 0
+    assert "was trained at 1 x 1 x 1 mm and Sim001_00000 has 4 x 4 x 4 mm: use resample" in capsys.readouterr().err
     assert (out / "records.csv").is_file()
     assert call(monkeypatch, "attack", str(tmp_path / "cohort"), "--checkpoint", str(weights), *arguments[2:]) == 1
     assert "monai-adv victim" in capsys.readouterr().err
