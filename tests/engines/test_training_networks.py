@@ -211,7 +211,6 @@ def test_train_2d_score_attack_and_train_further_from_the_command_line(
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) >= 4
     for wrong, text in (
         (("--network", "SegResNet", "--channels", "8,16"), "are the U-Net's"),
-        (("--network", "Nope"), "unknown"),
         (("--init", str(first), "--dims", "3"), "network of 2 axes"),
         (("--init", str(first), *segresnet[:4]), "leave the network out"),
         (("--network-option", "act"), "key=value"),

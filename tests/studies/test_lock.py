@@ -66,7 +66,7 @@ def test_shards_of_one_number_run_beside_each_other_and_nothing_else(tmp_path: P
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with (
-        pytest.raises(WriteError, match=r"cannot write .*run\.lock: Not a directory"),
+        pytest.raises(WriteError, match=r"cannot write .*run\.lock: .*is a file, not a folder"),
         run_lock(tmp_path / "file" / "run", WHOLE),
     ):
         pass

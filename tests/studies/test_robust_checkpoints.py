@@ -170,4 +170,4 @@ def test_the_command_line_trains_robustly(
     )
     capsys.readouterr()
     assert call(monkeypatch, "train", folder, *short, "--option", "eps=0.1") == 1
-    assert "belongs to a --method" in capsys.readouterr().err
+    assert "belongs to a method" in capsys.readouterr().err

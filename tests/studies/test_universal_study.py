@@ -184,7 +184,7 @@ def test_a_bad_subject_costs_only_itself(
         ({"modalities": []}, ConfigError, "none"),
         ({"hold_out": 1}, ConfigError, "hold_out must be at least 2"),
         ({"mode": "static", "target": {"subject": "nobody"}}, ConfigError, "'nobody' is not in the cohort"),
-        ({"mode": "static", "target": "background"}, ConfigError, "subject: name"),
+        ({"mode": "static", "target": "background"}, ConfigError, "subject: NAME"),
         ({"mode": "dynamic"}, ConfigError, "needs a rule"),
         ({"norm": "l1"}, ConfigError, "norm 'l1'"),
     ],
