@@ -10,7 +10,7 @@ from monai_adv.bundle.scans import scan_victim
 from monai_adv.data.datalist import scan
 from monai_adv.data.loading import read_case_headers
 from monai_adv.defenses import Purify, purified, smoothed
-from monai_adv.errors import ConfigError
+from monai_adv.errors import ConfigError, MonaiAdvError
 from monai_adv.studies.config import VictimEntry
 from monai_adv.studies.defended import KINDS, METHODS
 from monai_adv.studies.units import digest
@@ -72,8 +72,10 @@ def spacing_note(checkpoint: str | Path, root: str | Path, scheme: str | None = 
         root: folder of images.
         scheme: label scheme where the names do not settle it.
     """
-    working = read_checkpoint(checkpoint)[1].spacing
-    items = scan(root, scheme).items
+    try:
+        working, items = read_checkpoint(checkpoint)[1].spacing, scan(root, scheme).items
+    except MonaiAdvError:  # whoever uses them says so, after what is cheaper to check
+        return None
     headers = read_case_headers(items[0])[0] if items and working is not None else {}
     if working is None or not headers:
         return None
