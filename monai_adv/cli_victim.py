@@ -122,31 +122,24 @@ def victim(
         soft_wrap=True,
     )  # fmt: skip
     if on is not None:
-        _try(build_victim(built, config), on, subjects, scheme, config.spacing)
+        cli._note_spacing(output, on, scheme)
+        _try(build_victim(built, config), on, subjects, scheme)
 
 
-def _try(found: Any, folder: Path, subjects: int, scheme: str | None, spacing: list[float] | None) -> None:
+def _try(found: Any, folder: Path, subjects: int, scheme: str | None) -> None:
     """Print the clean scores of the first subjects, and what to look at where they are low."""
     from monai_adv import cli
     from monai_adv.data import brats_datalist
-    from monai_adv.studies import cases
     from monai_adv.studies.config import DataConfig
     from monai_adv.studies.training import score
 
     items = brats_datalist(folder, scheme)[:subjects]
-    data = DataConfig(root=folder, scheme=scheme)
-    table = score(found, items, data)
+    table = score(found, items, DataConfig(root=folder, scheme=scheme))
     cli._print_frame(table, f"{found.name} on {folder}")
     mean = table[table["subject"] == "mean"].filter(like="Dice").to_numpy(dtype=float).mean()
-    size = cases.load(items[0], data).spacing
-    hints = []
-    if spacing is not None and max(abs(a - b) for a, b in zip(size, spacing)) > 0.01:
-        steps = " x ".join(f"{step:g}" for step in size)
-        hints.append(f"the images have voxels of {steps} mm: use resample (--resample)")
     if mean < LOW:
-        hints.append(
+        hint = (
             f"a mean Dice of {mean:.2f} is low: are --inputs in the network's order, --outputs what it was trained on, "
             "--preprocessing and --window its own, the voxels of the size and the axes (RAS here) of those it knows?"
         )
-    for hint in hints:
         cli.err.print(f"[yellow]{cli._escape(hint)}[/]", highlight=False, soft_wrap=True)

@@ -106,7 +106,7 @@ def scan(root: str | os.PathLike[str], scheme: str | LabelScheme | None = None, 
             files.append(file)
         else:
             what, advice = "the name holds bytes that are no text", "Rename it"
-            found.problems.append(Finding("error", sanitise_subject(_stem(file)), ascii(str(file)), what, advice))
+            found.problems.append(Finding("error", sanitise_subject(file_stem(file)), ascii(str(file)), what, advice))
     msd_roots = sorted({file.parent.parent for file in files if file.parent.name in ("imagesTr", "imagesTs")})
     for msd_root in msd_roots:
         _scan_msd(msd_root, files, asked, require_label, found)
@@ -176,7 +176,8 @@ def _printable(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _stem(file: Path) -> str:
+def file_stem(file: Path) -> str:
+    """The name of a file without the ending of an image, or its whole name."""
     return stem(file) or file.name
 
 
@@ -194,7 +195,7 @@ def _scan_brats(files: list[Path], asked: str | None, require_label: bool, found
     cases: dict[tuple[Path, str], dict[str, dict[str, list[Path]]]] = defaultdict(lambda: defaultdict(dict))
     strangers: dict[Path, list[str]] = defaultdict(list)
     for file in files:
-        case, role, naming = naming_role(_stem(file))
+        case, role, naming = naming_role(file_stem(file))
         if role is None or naming is None:
             strangers[file.parent].append(file.name)
             continue
@@ -240,17 +241,17 @@ def _scan_msd(root: Path, files: list[Path], asked: str | None, require_label: b
         return
     folders = ("imagesTr",) if require_label else ("imagesTr", "imagesTs")
     images = [file for file in files if file.parent.parent == root and file.parent.name in folders]
-    labels = {_stem(file): file for file in files if file.parent == root / "labelsTr"}
+    labels = {file_stem(file): file for file in files if file.parent == root / "labelsTr"}
     listed = description.get("training")
     for entry in listed if isinstance(listed, list) else []:
         named = entry.get("image") if isinstance(entry, dict) else None
         image = root / named if isinstance(named, str) and _printable(named) else None
         if image is not None and not os.path.isfile(image):
-            subject = sanitise_subject(_stem(image))
+            subject = sanitise_subject(file_stem(image))
             what = "the image is missing although dataset.json lists it"
             found.problems.append(Finding("error", subject, str(image), what, "Unpack the archive again"))
     for image in images:
-        subject, label = sanitise_subject(_stem(image)), labels.get(_stem(image))
+        subject, label = sanitise_subject(file_stem(image)), labels.get(file_stem(image))
         if label is None and require_label:
             expected = str(root / "labelsTr" / image.name)
             advice = f"Looked for {image.name} in labelsTr"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_adv.data.datalist import Scan, image_files, infer_scheme, naming_role, sanitise_subject
+from monai_adv.data.datalist import Scan, file_stem, image_files, infer_scheme, naming_role, sanitise_subject
 from monai_adv.data.findings import Finding, raise_for_errors
-from monai_adv.data.headers import geometry_findings, read_header, stem
+from monai_adv.data.headers import geometry_findings, read_header
 from monai_adv.data.labels import MODALITIES, LabelScheme
 from monai_adv.data.masks import load_mask
 from monai_adv.errors import DataError
@@ -78,11 +78,11 @@ def pair_segmentations(
     pattern = None if files is None else _pattern(files)
     images, candidates = 0, 0
     for file in _files(Path(predictions), problems):
-        if naming_role(_name(file))[1] in MODALITIES or _name(file).endswith(BESIDE):
+        if naming_role(file_stem(file))[1] in MODALITIES or file_stem(file).endswith(BESIDE):
             images += 1
             continue
         if pattern is None:
-            subject = _owner(_name(file), truth_files)
+            subject = _owner(file_stem(file), truth_files)
         else:
             match = pattern.fullmatch(file.name)
             if match is None:
@@ -93,7 +93,7 @@ def pair_segmentations(
             of_subject[subject].append(file)
         else:
             what, advice = "no truth has this name", f"Its truth was looked for in {truths}; remove it or add the truth"
-            problems.append(Finding("error", sanitise_subject(_name(file)), str(file), what, advice))
+            problems.append(Finding("error", sanitise_subject(file_stem(file)), str(file), what, advice))
     if not candidates:
         called = f" called {files}" if files else ""
         kind = " (only images of cases)" if images else ""
@@ -101,7 +101,7 @@ def pair_segmentations(
     lacking = []
     for subject, truth in sorted(truth_files.items()):
         own = of_subject.get(subject, [])
-        exact = [file for file in own if naming_role(_name(file))[0] == subject]
+        exact = [file for file in own if naming_role(file_stem(file))[0] == subject]
         own = exact if len(exact) == 1 else own
         name = sanitise_subject(subject)
         if not own:
@@ -176,11 +176,11 @@ def _truths(folder: Path, problems: list[Finding]) -> dict[str, Path]:
     """Truth of each subject; one that is there twice is none."""
     files = _files(folder, problems)
     decathlon = [file for file in files if file.parent.name == "labelsTr"]
-    labelled = [file for file in files if naming_role(_name(file))[1] == "label"]
-    plain = [file for file in files if naming_role(_name(file))[1] is None]
+    labelled = [file for file in files if naming_role(file_stem(file))[1] == "label"]
+    plain = [file for file in files if naming_role(file_stem(file))[1] is None]
     by_subject: dict[str, list[Path]] = defaultdict(list)
     for file in decathlon or labelled or plain:
-        by_subject[naming_role(_name(file))[0]].append(file)
+        by_subject[naming_role(file_stem(file))[0]].append(file)
     if not by_subject:
         raise DataError(f"{folder}: no segmentations among {len(files)} image files. Looked for <case>_seg, <case>-seg")
     for subject, own in by_subject.items():
@@ -206,14 +206,10 @@ def _pattern(files: str) -> re.Pattern[str]:
     return re.compile(f"{re.escape(before)}(.+){re.escape(after)}")
 
 
-def _name(file: Path) -> str:
-    return stem(file) or file.name
-
-
 def _scheme(truth: Path, subject: str) -> str | None:
     if truth.parent.name == "labelsTr":
         return "msd"
-    naming = naming_role(_name(truth))[2]
+    naming = naming_role(file_stem(truth))[2]
     if naming is not None:
         return infer_scheme(subject, naming)
     return infer_scheme(subject, "") if subject.lower().startswith("brats") else None

@@ -80,7 +80,7 @@ def spacing_note(checkpoint: str | Path, root: str | Path, scheme: str | None = 
     if working is None or not headers:
         return None
     size = next(iter(headers.values())).spacing[: len(working)]
-    if max(abs(a - b) for a, b in zip(sorted(size), sorted(working))) <= 0.05 * min(working):
+    if max(abs(a - b) for a, b in zip(sorted(size), sorted(working))) <= 0.01:
         return None
     trained, own = (" x ".join(f"{step:g}" for step in steps) for steps in (working, size))
     return (
